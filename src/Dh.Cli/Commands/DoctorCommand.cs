@@ -1,0 +1,185 @@
+using System.CommandLine;
+using System.Diagnostics;
+using System.Globalization;
+using System.Runtime.InteropServices;
+using Dh.Linux;
+using Dh.Snapshots;
+using Dh.Vmm;
+
+namespace Dh.Cli;
+
+/// <summary><c>dh doctor</c>: what of this host <c>dh</c> needs, what it found, and what to do about it.</summary>
+internal sealed class DoctorCommand : Command
+{
+    private const long NeededMemoryMib = 1024;
+    private const long NeededDiskMib = 4096;
+    private static readonly TimeSpan VersionLimit = TimeSpan.FromSeconds(5);
+
+    private readonly Option<bool> _json = new("--json") { Description = "Print one JSON object on stdout. (Also: DH_JSON=1)" };
+
+    public DoctorCommand()
+        : base("doctor", "Looks at this host and says what is missing.")
+    {
+        Add(_json);
+        SetAction((parsed, _) => RunAsync(parsed));
+    }
+
+    private async Task<int> RunAsync(ParseResult parsed)
+    {
+        var home = DhHome.Default;
+        var kvm = Kvm();
+        CheckOutput[] checks =
+        [
+            Platform(),
+            kvm,
+            PageFaults(),
+            await QemuAsync(),
+            Program("mmdebstrap", "mmdebstrap"),
+            Program("mke2fs", "e2fsprogs"),
+            Memory(),
+            Disk(home),
+            Isolation(),
+            Snapshots(home),
+        ];
+        bool ok = checks.All(check => check.Ok || !check.Required);
+        if (parsed.GetValue(_json) || Environment.GetEnvironmentVariable("DH_JSON") == "1")
+        {
+            JsonOutput.Write(Console.OpenStandardOutput(), new DoctorOutput(ok, checks), JsonOutput.Default.DoctorOutput);
+        }
+        else
+        {
+            foreach (var check in checks)
+            {
+                Console.Out.WriteLine($"{(check.Ok ? "ok" : "no")}  {check.Name}: {check.Detail}{(check.Advice is { } advice ? $" -> {advice}" : "")}");
+            }
+        }
+
+        return (int)(ok ? ExitCode.Success : ExitCode.Failed);
+    }
+
+    private static CheckOutput Platform()
+    {
+        bool fits = OperatingSystem.IsLinux() && RuntimeInformation.OSArchitecture == Architecture.X64;
+        return new("platform", fits, Required: true, RuntimeInformation.OSDescription, fits ? null : "dh runs microVMs on x86-64 Linux only");
+    }
+
+    private static CheckOutput Kvm()
+    {
+        const string device = "/dev/kvm";
+        const string name = "KVM";
+        const string emulation = "runs are emulated (TCG), which works and is slower";
+        if (!File.Exists(device))
+        {
+            return new(name, false, Required: false, $"there is no {device}", $"{emulation}; enable virtualization, or nested virtualization, for this host");
+        }
+
+        try
+        {
+            using var opened = File.Open(device, FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite);
+        }
+        catch (Exception error) when (error is UnauthorizedAccessException or IOException)
+        {
+            return new(name, false, Required: false, $"{device} cannot be opened ({error.Message})", $"{emulation}; add yourself to the group kvm");
+        }
+
+        return new(name, true, Required: false, $"{device} opens; whether it runs a kernel is tried out by dh vm prepare --accel auto", null);
+    }
+
+    private static CheckOutput PageFaults()
+    {
+        const string name = "userfaultfd";
+        try
+        {
+            using var device = Userfaultfd.OpenDevice();
+            return new(name, true, Required: false, $"{Userfaultfd.DevicePath} opens", null);
+        }
+        catch (LinuxException error)
+        {
+            return new(
+                name, false, Required: false, error.Message,
+                $"memory comes back through the File backend; for the page server: chmod or chgrp {Userfaultfd.DevicePath} so that you may open it (Linux 6.1 or later)");
+        }
+    }
+
+    private static async Task<CheckOutput> QemuAsync()
+    {
+        const string name = "QEMU";
+        const string program = "qemu-system-x86_64";
+        const string advice = "apt-get install qemu-system-x86 (7.2 or later)";
+        if (Find(program) is not { } path)
+        {
+            return new(name, false, Required: true, $"there is no {program}", advice);
+        }
+
+        using var process = Process.Start(new ProcessStartInfo(path, "--version") { RedirectStandardOutput = true, RedirectStandardInput = true })!;
+        using var limit = new CancellationTokenSource(VersionLimit);
+        try
+        {
+            string text = await process.StandardOutput.ReadToEndAsync(limit.Token);
+            await process.WaitForExitAsync(limit.Token);
+            string version = text.Split('\n')[0].Replace("QEMU emulator version ", "", StringComparison.Ordinal);
+            bool fits = System.Version.TryParse(version.Split(' ')[0], out var parsed) && parsed >= new Version(7, 2);
+            return new(name, fits, Required: true, $"{path}, {version}", fits ? null : advice);
+        }
+        catch (OperationCanceledException)
+        {
+            process.Kill();
+            return new(name, false, Required: true, $"{path} --version did not end within {VersionLimit.TotalSeconds} s", advice);
+        }
+    }
+
+    private static CheckOutput Program(string program, string package) => Find(program) is { } path
+        ? new(program, true, Required: false, path, null)
+        : new(program, false, Required: false, $"there is no {program}, which dh vm prepare needs", $"apt-get install {package}");
+
+    private static CheckOutput Memory()
+    {
+        long available = OperatingSystem.IsLinux()
+            ? File.ReadLines("/proc/meminfo")
+                .Where(line => line.StartsWith("MemAvailable:", StringComparison.Ordinal))
+                .Select(line => long.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture) >> 10)
+                .FirstOrDefault()
+            : 0;
+        bool enough = available >= NeededMemoryMib;
+        return new("memory", enough, Required: false, $"{available} MiB available", enough ? null : $"a run of the python template may need {NeededMemoryMib} MiB");
+    }
+
+    private static CheckOutput Disk(DhHome home)
+    {
+        string directory = home.Path;
+        while (!Directory.Exists(directory) && Path.GetDirectoryName(directory) is { } parent)
+        {
+            directory = parent;
+        }
+
+        long free = new DriveInfo(directory).AvailableFreeSpace >> 20;
+        bool enough = free >= NeededDiskMib;
+        return new(
+            "disk", enough, Required: false, $"{free} MiB free for {home.Path}",
+            enough ? null : $"dh vm prepare may need {NeededDiskMib} MiB: make room (dh vm clean), or set DH_HOME");
+    }
+
+    private static CheckOutput Isolation() => new(
+        "isolation", true, Required: false,
+        $"{Sandboxes.Isolation.Name(Sandboxes.Isolation.Of(Accelerator.Tcg))}, or {Sandboxes.Isolation.Name(Sandboxes.Isolation.Of(Accelerator.Kvm))} for a snapshot that was prepared with KVM: this build puts no cage around QEMU",
+        "do not run code that you would not run as yourself; demand a class with --require-isolation");
+
+    private static CheckOutput Snapshots(DhHome home)
+    {
+        var store = new SnapshotStore(home);
+        var snapshots = store.List();
+        string found = snapshots.Count == 0
+            ? $"none in {home.SnapshotsDirectory}"
+            : string.Join(", ", snapshots.Select(snapshot => $"{snapshot.Manifest.Template} {snapshot.Manifest.Version}").Distinct());
+        var damaged = store.Damaged();
+        return damaged.Count > 0 ? new("snapshots", false, Required: false, $"{found}; {string.Join(' ', damaged)}", null)
+            : snapshots.Count == 0 ? new("snapshots", false, Required: false, found, "dh vm prepare")
+            : new("snapshots", true, Required: false, found, null);
+    }
+
+    private static string? Find(string program) =>
+        $"{Environment.GetEnvironmentVariable("PATH")}:/usr/sbin:/sbin"
+            .Split(':', StringSplitOptions.RemoveEmptyEntries)
+            .Select(directory => Path.Combine(directory, program))
+            .FirstOrDefault(File.Exists);
+}

@@ -1,0 +1,64 @@
+using System.CommandLine;
+using System.Globalization;
+using Dh.Snapshots;
+
+namespace Dh.Cli;
+
+/// <summary><c>dh vm status</c>: the snapshots that there are.</summary>
+internal sealed class StatusCommand : Command
+{
+    private static readonly string[] Headings = ["TEMPLATE", "VERSION", "VMM", "ACCEL", "MEMORY", "DATA", "BOOT", "CREATED (UTC)"];
+
+    private readonly Option<bool> _json = new("--json") { Description = "Print one JSON object on stdout. (Also: DH_JSON=1)" };
+
+    public StatusCommand()
+        : base("status", "Lists the snapshots, the newest first.")
+    {
+        Add(_json);
+        SetAction(Run);
+    }
+
+    private int Run(ParseResult parsed)
+    {
+        var home = DhHome.Default;
+        var store = new SnapshotStore(home);
+        var status = new StatusOutput([.. store.List().Select(SnapshotOutput.Of)], store.Damaged());
+        if (parsed.GetValue(_json) || Environment.GetEnvironmentVariable("DH_JSON") == "1")
+        {
+            JsonOutput.Write(Console.OpenStandardOutput(), status, JsonOutput.Default.StatusOutput);
+            return (int)ExitCode.Success;
+        }
+
+        if (status.Snapshots.Count == 0)
+        {
+            Console.Out.WriteLine($"There is no snapshot in {home.SnapshotsDirectory}. Prepare one: dh vm prepare");
+        }
+        else
+        {
+            WriteColumns([Headings, .. status.Snapshots.Select(Row)]);
+        }
+
+        foreach (string damaged in status.Damaged)
+        {
+            Console.Error.WriteLine($"dh: {damaged}");
+        }
+
+        return (int)ExitCode.Success;
+    }
+
+    private static string[] Row(SnapshotOutput snapshot) =>
+    [
+        snapshot.Template, snapshot.Version, $"{snapshot.Vmm} {snapshot.VmmVersion}", snapshot.Accelerator, $"{snapshot.MemoryMib} MiB", $"{snapshot.DataMib} MiB",
+        string.Create(CultureInfo.InvariantCulture, $"{snapshot.BootSeconds:0.0} s"),
+        snapshot.CreatedAt.UtcDateTime.ToString("yyyy-MM-dd HH:mm", CultureInfo.InvariantCulture),
+    ];
+
+    private static void WriteColumns(IReadOnlyList<string[]> rows)
+    {
+        int[] widths = [.. Headings.Select((_, column) => rows.Max(row => row[column].Length))];
+        foreach (string[] row in rows)
+        {
+            Console.Out.WriteLine(string.Join("  ", row.Select((cell, column) => cell.PadRight(widths[column]))).TrimEnd());
+        }
+    }
+}

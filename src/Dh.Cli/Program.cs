@@ -1,0 +1,51 @@
+using System.CommandLine;
+using System.Reflection;
+
+namespace Dh.Cli;
+
+internal static class Program
+{
+    private static string Version =>
+        typeof(Program).Assembly.GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion.Split('+')[0] ?? "unknown";
+
+    private static async Task<int> Main(string[] args)
+    {
+        // Answered before the parser is set up: scripts ask often.
+        if (args is ["--version"])
+        {
+            Console.Out.WriteLine($"dh {Version}");
+            return (int)ExitCode.Success;
+        }
+
+        var exec = new ExecCommand();
+        var root = new RootCommand("Runs Python in a fresh microVM that is restored from a memory snapshot.")
+        {
+            exec,
+            new Command("vm", "Prepares and manages snapshots.")
+            {
+                new PrepareCommand(),
+                new StatusCommand(),
+                new CleanCommand(),
+                new VerifyCommand(),
+            },
+            new DoctorCommand(),
+        };
+
+        // An argument that starts with '@' is an argument, not a file of arguments.
+        var parsed = root.Parse(exec.TakeOperands(args), new ParserConfiguration { ResponseFileTokenReplacer = null });
+        if (parsed.Errors.Count > 0)
+        {
+            return (int)Failure.ReportParseErrors(parsed, exec);
+        }
+
+        try
+        {
+            // Signals are the commands' own business (Interruption).
+            return await parsed.InvokeAsync(new InvocationConfiguration { EnableDefaultExceptionHandler = false, ProcessTerminationTimeout = null });
+        }
+        catch (Exception error) when (Failure.IsExpected(error))
+        {
+            return (int)Failure.Report(error);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+using System.Net.Sockets;
+using Dh.Linux.Abi;
+using static Dh.Linux.Abi.Constants;
+
+namespace Dh.Linux;
+
+/// <summary>Kinds of connected unix socket pairs.</summary>
+public enum UnixSocketKind
+{
+    /// <summary>A byte stream (SOCK_STREAM).</summary>
+    Stream = SOCK_STREAM,
+
+    /// <summary>Messages that keep their borders (SOCK_SEQPACKET).</summary>
+    SequencedPacket = SOCK_SEQPACKET,
+}
+
+/// <summary>Who is at the other end of a unix socket.</summary>
+/// <param name="Pid">The process that connected, listened, or made the pair; it may be gone.</param>
+/// <param name="Uid">Its effective user.</param>
+/// <param name="Gid">Its effective group.</param>
+public readonly record struct PeerCredentials(int Pid, uint Uid, uint Gid);
+
+/// <summary>Unix sockets beyond what <see cref="Socket"/> offers.</summary>
+public static class UnixSockets
+{
+    /// <summary>The longest path that a socket can be bound to, in bytes (struct sockaddr_un, unix(7)).</summary>
+    public const int MaxPathLength = 107;
+
+    /// <summary>Two connected sockets without a path, close-on-exec (socketpair(2)).</summary>
+    /// <param name="kind">Byte stream or messages.</param>
+    /// <exception cref="LinuxException">No descriptor is left (EMFILE, ENFILE).</exception>
+    public static unsafe (SafeSocketHandle Ours, SafeSocketHandle Theirs) CreatePair(UnixSocketKind kind)
+    {
+        int* fds = stackalloc int[2];
+        // SAFETY: the kernel writes two ints.
+        return Libc.SocketPair(AF_UNIX, (int)kind | SOCK_CLOEXEC, 0, fds) == 0
+            ? (new SafeSocketHandle(fds[0], ownsHandle: true), new SafeSocketHandle(fds[1], ownsHandle: true))
+            : throw LinuxException.Last("socketpair");
+    }
+
+    /// <summary>
+    /// The credentials that the kernel recorded for the peer (SO_PEERCRED). On an inherited socketpair they name the process that made the pair.
+    /// </summary>
+    /// <param name="socket">A connected unix socket.</param>
+    /// <exception cref="LinuxException">It is no unix socket.</exception>
+    public static unsafe PeerCredentials GetPeerCredentials(SafeSocketHandle socket)
+    {
+        var credentials = default(UCred);
+        uint length = (uint)sizeof(UCred);
+        // SAFETY: credentials has the layout and size of struct ucred.
+        return Libc.GetSockOpt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0
+            ? new PeerCredentials(credentials.Pid, credentials.Uid, credentials.Gid)
+            : throw LinuxException.Last("getsockopt SO_PEERCRED");
+    }
+
+    /// <summary>The user that this process runs as (getuid(2)).</summary>
+    public static uint CurrentUserId => Libc.GetUid();
+}

@@ -1,0 +1,112 @@
+namespace Dh.Guest;
+
+/// <summary>How source code is run.</summary>
+public enum ExecutionMode
+{
+    /// <summary>As <c>python -c</c> runs it; the value of a last expression is kept.</summary>
+    Code,
+
+    /// <summary>As <c>python script.py ARG...</c> runs it.</summary>
+    Script,
+}
+
+/// <summary>Code to run in a sandbox, and with what.</summary>
+public sealed record ExecutionRequest
+{
+    /// <summary>The largest source, in bytes of UTF-8.</summary>
+    public const int MaxSourceBytes = 16 << 20;
+
+    /// <summary>Python source code.</summary>
+    public required string Source { get; init; }
+
+    /// <summary>How it is run. Default: as code.</summary>
+    public ExecutionMode Mode { get; init; }
+
+    /// <summary>The name in tracebacks; for a script its path, whose base name it has in the guest.</summary>
+    public string Filename { get; init; } = "<string>";
+
+    /// <summary><c>sys.argv</c> from index 1 on.</summary>
+    public IReadOnlyList<string> Arguments { get; init; } = [];
+
+    /// <summary>Added to the guest's own environment.</summary>
+    public IReadOnlyDictionary<string, string> Environment { get; init; } = new Dictionary<string, string>();
+
+    /// <summary>Whether the value of a last expression is wanted.</summary>
+    public bool ShowResult { get; init; } = true;
+
+    /// <summary>Standard input, read only when code in the guest waits for it; null for an empty one.</summary>
+    public Stream? Input { get; init; }
+
+    /// <summary>How long the code may run before it is interrupted; null for as long as it takes.</summary>
+    public TimeSpan? Timeout { get; init; }
+}
+
+/// <summary>Where output came from.</summary>
+public enum OutputStream
+{
+    /// <summary>The code's descriptor 1.</summary>
+    Output,
+
+    /// <summary>The code's descriptor 2.</summary>
+    Error,
+}
+
+/// <summary>Takes the output of running code as it comes. While it waits, the code in the guest waits too.</summary>
+public interface IOutputSink
+{
+    /// <summary>Takes some output.</summary>
+    /// <param name="stream">Where it came from.</param>
+    /// <param name="bytes">The bytes; valid only until the returned task has completed.</param>
+    /// <param name="cancellationToken">Ends the wait.</param>
+    ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken);
+}
+
+/// <summary>How a run ended.</summary>
+public enum ExecutionOutcome
+{
+    /// <summary>The code ended by itself: normally, by <c>sys.exit</c>, or by an exception.</summary>
+    Exited,
+
+    /// <summary>A signal ended its process; also when the guest ran out of memory.</summary>
+    Signaled,
+
+    /// <summary>It was interrupted because its time was over.</summary>
+    Timeout,
+
+    /// <summary>It was interrupted by the caller.</summary>
+    Interrupted,
+}
+
+/// <summary>An exception that ended the code.</summary>
+/// <param name="Type">Its type's name.</param>
+/// <param name="Message">Its words.</param>
+/// <param name="Traceback">As Python prints it.</param>
+public sealed record ExecutionError(string Type, string Message, string Traceback);
+
+/// <summary>What came of a run.</summary>
+public sealed record ExecutionResult
+{
+    /// <summary>How it ended.</summary>
+    public required ExecutionOutcome Outcome { get; init; }
+
+    /// <summary>0 to 255; 128 + the signal's number when a signal ended it.</summary>
+    public required int ExitCode { get; init; }
+
+    /// <summary>The signal that ended it.</summary>
+    public int? Signal { get; init; }
+
+    /// <summary>Whether the guest's kernel killed it for memory.</summary>
+    public bool OutOfMemory { get; init; }
+
+    /// <summary>The repr of the value of the last expression; null when there is none, or it is None.</summary>
+    public string? ResultRepr { get; init; }
+
+    /// <summary>The exception that ended it.</summary>
+    public ExecutionError? Error { get; init; }
+
+    /// <summary>From sending the code until the result was here.</summary>
+    public TimeSpan Elapsed { get; init; }
+
+    /// <summary>What the guest measured for the code alone, in milliseconds.</summary>
+    public double GuestRunMilliseconds { get; init; }
+}

@@ -1,0 +1,119 @@
+using System.Buffers.Binary;
+using System.Net.Sockets;
+using System.Text.Json;
+using System.Text.Json.Serialization.Metadata;
+
+namespace Dh.Guest;
+
+/// <summary>
+/// Frames over the guest channel (docs/guest-protocol.md). One reader; any number of writers. The guest is hostile: every length is checked
+/// before a byte is stored, and the buffers never grow beyond the protocol's bounds.
+/// </summary>
+internal sealed class GuestChannel(Socket socket) : IDisposable
+{
+    public const int MaxHeaderBytes = 1 << 20;
+    public const int MaxGuestBodyBytes = 1 << 20;
+    private const int PrefixBytes = 8;
+
+    private readonly SemaphoreSlim _writing = new(1, 1);
+    private byte[] _header = new byte[4096];
+    private byte[] _body = new byte[64 * 1024];
+    private byte[] _input = new byte[16 * 1024];
+    private int _inputStart;
+    private int _inputEnd;
+
+    /// <summary>Reads one frame.</summary>
+    /// <returns>The header and the body, which is valid until the next call.</returns>
+    /// <exception cref="DhException">The channel ended, or the frame breaks the protocol.</exception>
+    public async ValueTask<(GuestHeader Header, ReadOnlyMemory<byte> Body)> ReadAsync(CancellationToken cancellationToken)
+    {
+        await FillAsync(_header.AsMemory(0, PrefixBytes), cancellationToken).ConfigureAwait(false);
+        uint headerLength = BinaryPrimitives.ReadUInt32LittleEndian(_header);
+        uint bodyLength = BinaryPrimitives.ReadUInt32LittleEndian(_header.AsSpan(4));
+        if (headerLength is < 2 or > MaxHeaderBytes || bodyLength > MaxGuestBodyBytes)
+        {
+            throw new DhException(DhErrorReason.Guest, $"The guest broke its protocol: a frame with a header of {headerLength} and a body of {bodyLength} bytes.");
+        }
+
+        _header = headerLength > _header.Length ? new byte[headerLength] : _header;
+        _body = bodyLength > _body.Length ? new byte[bodyLength] : _body;
+        await FillAsync(_header.AsMemory(0, (int)headerLength), cancellationToken).ConfigureAwait(false);
+        await FillAsync(_body.AsMemory(0, (int)bodyLength), cancellationToken).ConfigureAwait(false);
+        try
+        {
+            var header = JsonSerializer.Deserialize(_header.AsSpan(0, (int)headerLength), GuestJson.Default.GuestHeader);
+            return header?.Type is not null
+                ? (header, _body.AsMemory(0, (int)bodyLength))
+                : throw new DhException(DhErrorReason.Guest, "The guest broke its protocol: a frame without a type.");
+        }
+        catch (JsonException e)
+        {
+            throw new DhException(DhErrorReason.Guest, $"The guest broke its protocol: a header that is no JSON object of the expected shape ({e.Path}).", e);
+        }
+    }
+
+    /// <summary>Writes one frame, whole.</summary>
+    /// <exception cref="DhException">The channel ended.</exception>
+    public async Task WriteAsync<T>(T header, JsonTypeInfo<T> type, ReadOnlyMemory<byte> body, CancellationToken cancellationToken)
+    {
+        byte[] json = JsonSerializer.SerializeToUtf8Bytes(header, type);
+        byte[] start = new byte[PrefixBytes + json.Length];
+        BinaryPrimitives.WriteInt32LittleEndian(start, json.Length);
+        BinaryPrimitives.WriteInt32LittleEndian(start.AsSpan(4), body.Length);
+        json.CopyTo(start, PrefixBytes);
+        await _writing.WaitAsync(cancellationToken).ConfigureAwait(false);
+        try
+        {
+            // A frame that was begun is finished: half of one would end the sandbox.
+            await SendAllAsync(start).ConfigureAwait(false);
+            await SendAllAsync(body).ConfigureAwait(false);
+        }
+        catch (SocketException e)
+        {
+            throw new DhException(DhErrorReason.Guest, "The guest channel was closed while a request was sent: the microVM has ended.", e);
+        }
+        finally
+        {
+            _writing.Release();
+        }
+    }
+
+    public void Dispose() => _writing.Dispose();
+
+    private async ValueTask SendAllAsync(ReadOnlyMemory<byte> bytes)
+    {
+        while (bytes.Length > 0)
+        {
+            bytes = bytes[await socket.SendAsync(bytes, SocketFlags.None).ConfigureAwait(false)..];
+        }
+    }
+
+    private async ValueTask FillAsync(Memory<byte> target, CancellationToken cancellationToken)
+    {
+        while (target.Length > 0)
+        {
+            if (_inputStart == _inputEnd)
+            {
+                try
+                {
+                    _inputStart = 0;
+                    _inputEnd = await socket.ReceiveAsync(_input, SocketFlags.None, cancellationToken).ConfigureAwait(false);
+                }
+                catch (SocketException e)
+                {
+                    throw new DhException(DhErrorReason.Guest, "The guest channel broke: the microVM has ended.", e);
+                }
+
+                if (_inputEnd == 0)
+                {
+                    throw new DhException(DhErrorReason.Guest, "The guest channel ended: the microVM has ended.");
+                }
+            }
+
+            int count = Math.Min(target.Length, _inputEnd - _inputStart);
+            _input.AsMemory(_inputStart, count).CopyTo(target);
+            _inputStart += count;
+            target = target[count..];
+        }
+    }
+}

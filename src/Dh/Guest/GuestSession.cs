@@ -1,0 +1,252 @@
+using System.Diagnostics;
+using System.Net.Sockets;
+using System.Security.Cryptography;
+using System.Text;
+using System.Threading.Channels;
+using Dh.Linux;
+
+namespace Dh.Guest;
+
+/// <summary>
+/// The host's side of a session with a runner. One task owns it; its state decides what may be sent:
+/// <code>
+/// Restored --hello/hello--> Greeted --exec--> Running --result--> Greeted
+///     |                        |                 |
+///     +------------------------+-----------------+--> Broken (protocol, silence, end of file): the sandbox is of no more use
+/// </code>
+/// No code is sent before the guest has said that it is no copy any more.
+/// </summary>
+internal sealed class GuestSession(Socket socket) : IDisposable
+{
+    /// <summary>The protocol that this build speaks (docs/guest-protocol.md).</summary>
+    public const int ProtocolVersion = 1;
+
+    /// <summary>How long interrupted code may clean up before it is killed in the guest.</summary>
+    public static readonly TimeSpan InterruptGrace = TimeSpan.FromSeconds(2);
+
+    /// <summary>How long the runner may take beyond the grace to report the end: then the sandbox is broken.</summary>
+    private static readonly TimeSpan InterruptMargin = TimeSpan.FromSeconds(5);
+
+    private const int EntropyBytes = 256;
+    private const int MaxCredit = 64 * 1024;
+
+    private readonly GuestChannel _channel = new(socket);
+    private State _state = State.Restored;
+    private long _lastId;
+
+    private enum State
+    {
+        Restored,
+        Greeted,
+        Running,
+        Broken,
+    }
+
+    /// <summary>Waits for the runner of a machine that boots.</summary>
+    /// <returns>The engine's version.</returns>
+    /// <exception cref="DhException">It did not come in time, or speaks another protocol.</exception>
+    public async Task<string> WaitReadyAsync(TimeSpan timeLimit, CancellationToken cancellationToken)
+    {
+        var header = await ExpectAsync("ready", timeLimit, cancellationToken).ConfigureAwait(false);
+        return header.EngineVersion ?? throw Break("its `ready` has no engine_version");
+    }
+
+    /// <summary>Makes the clone its own: clock, entropy, identity. Required once before any code.</summary>
+    /// <param name="timeLimit">At most this long.</param>
+    /// <param name="cancellationToken">Gives up; the session is broken then.</param>
+    /// <exception cref="DhException">The guest did not answer in time, or wrongly.</exception>
+    public async Task GreetAsync(TimeSpan timeLimit, CancellationToken cancellationToken)
+    {
+        if (_state != State.Restored)
+        {
+            throw new InvalidOperationException($"A guest is greeted once, after its restore; it is {_state}.");
+        }
+
+        string id = Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(16));
+        var hello = new HelloHeader("hello", ProtocolVersion, WallClockNs(), $"dh-{id[..12]}", id, Guid.NewGuid().ToString());
+        await _channel.WriteAsync(hello, GuestJson.Default.HelloHeader, RandomNumberGenerator.GetBytes(EntropyBytes), cancellationToken).ConfigureAwait(false);
+        await ExpectAsync("hello", timeLimit, cancellationToken).ConfigureAwait(false);
+        _state = State.Greeted;
+    }
+
+    /// <summary>Runs code and streams its output.</summary>
+    /// <param name="request">What to run.</param>
+    /// <param name="output">Takes the output.</param>
+    /// <param name="cancellationToken">Interrupts the code; the result then says so.</param>
+    /// <exception cref="DhException">The guest broke its protocol, or went away.</exception>
+    /// <exception cref="InvalidOperationException">The guest was not greeted, or runs something.</exception>
+    public async Task<ExecutionResult> ExecuteAsync(ExecutionRequest request, IOutputSink output, CancellationToken cancellationToken)
+    {
+        if (_state != State.Greeted)
+        {
+            throw new InvalidOperationException($"Code runs in a guest that was greeted and runs nothing else; it is {_state}.");
+        }
+
+        byte[] source = Encoding.UTF8.GetBytes(request.Source);
+        if (source.Length > ExecutionRequest.MaxSourceBytes)
+        {
+            throw new DhException(DhErrorReason.Usage, $"The code has {source.Length} bytes; at most {ExecutionRequest.MaxSourceBytes} can be sent.");
+        }
+
+        long start = Stopwatch.GetTimestamp();
+        long id = ++_lastId;
+        string name = request.Mode == ExecutionMode.Code ? "-c" : request.Filename;
+        var exec = new ExecHeader(
+            "exec", id, request.Mode == ExecutionMode.Code ? "code" : "script", request.Filename, [name, .. request.Arguments], request.Environment, WallClockNs(), request.ShowResult);
+        _state = State.Running;
+        await _channel.WriteAsync(exec, GuestJson.Default.ExecHeader, source, CancellationToken.None).ConfigureAwait(false);
+
+        using var ended = new CancellationTokenSource();
+        using var overdue = new CancellationTokenSource();
+        var credit = Channel.CreateUnbounded<int>(new UnboundedChannelOptions { SingleReader = true, SingleWriter = true });
+        var interruption = InterruptAsync(id, request.Timeout, overdue, ended.Token, cancellationToken);
+        var input = PumpInputAsync(id, request.Input ?? Stream.Null, credit.Reader, ended.Token);
+        GuestHeader? result = null;
+        try
+        {
+            result = await ReceiveUntilResultAsync(id, output, credit.Writer, overdue.Token).ConfigureAwait(false);
+        }
+        catch (OperationCanceledException) when (overdue.IsCancellationRequested)
+        {
+            // The guest does not even report the end of interrupted code: the caller gets its outcome, the sandbox is of no more use.
+        }
+        finally
+        {
+            _state = result is null ? State.Broken : State.Greeted;
+            await ended.CancelAsync().ConfigureAwait(false);
+            // A read of the caller's input that still waits cannot be called back: it is left behind, its failure observed.
+            _ = input.ContinueWith(static task => task.Exception, CancellationToken.None, TaskContinuationOptions.OnlyOnFaulted, TaskScheduler.Default);
+        }
+
+        var interrupted = await interruption.ConfigureAwait(false);
+        var elapsed = Stopwatch.GetElapsedTime(start);
+        return result is null
+            ? new ExecutionResult { Outcome = interrupted!.Value, ExitCode = 128 + PidFd.SigKill, Signal = PidFd.SigKill, Elapsed = elapsed }
+            : Result(result, interrupted, elapsed);
+    }
+
+    public void Dispose() => _channel.Dispose();
+
+    private static long WallClockNs() => (DateTimeOffset.UtcNow - DateTimeOffset.UnixEpoch).Ticks * 100;
+
+    private ExecutionResult Result(GuestHeader header, ExecutionOutcome? interrupted, TimeSpan elapsed)
+    {
+        if (header.ExitCode is not (>= 0 and <= 255) || header.Outcome is not ("exited" or "signaled"))
+        {
+            throw Break("its `result` has no valid outcome and exit_code");
+        }
+
+        return new ExecutionResult
+        {
+            Outcome = interrupted ?? (header.Outcome == "exited" ? ExecutionOutcome.Exited : ExecutionOutcome.Signaled),
+            ExitCode = header.ExitCode.Value,
+            Signal = header.Signal,
+            OutOfMemory = header.OutOfMemory,
+            ResultRepr = header.ResultRepr,
+            Error = header.Error,
+            Elapsed = elapsed,
+            GuestRunMilliseconds = header.RunMs,
+        };
+    }
+
+    private async Task<GuestHeader> ReceiveUntilResultAsync(long id, IOutputSink output, ChannelWriter<int> credit, CancellationToken overdue)
+    {
+        while (true)
+        {
+            var (header, body) = await _channel.ReadAsync(overdue).ConfigureAwait(false);
+            if (header.Type is "error")
+            {
+                throw Break($"it refused the code: {header.Message}");
+            }
+
+            if (header.Id != id)
+            {
+                throw Break($"a `{header.Type}` for request {header.Id} while {id} runs");
+            }
+
+            switch (header.Type)
+            {
+                case "stdout" or "stderr":
+                    await output.WriteAsync(header.Type == "stdout" ? OutputStream.Output : OutputStream.Error, body, overdue).ConfigureAwait(false);
+                    break;
+                case "stdin-credit" when header.Bytes is > 0 and <= MaxCredit:
+                    credit.TryWrite(header.Bytes.Value);
+                    break;
+                case "result":
+                    return header;
+                default:
+                    throw Break($"an unexpected `{header.Type}`");
+            }
+        }
+    }
+
+    /// <summary>Waits for the end of the run, of its time, or of the caller's patience; on the latter two interrupts the code.</summary>
+    private async Task<ExecutionOutcome?> InterruptAsync(
+        long id, TimeSpan? timeout, CancellationTokenSource overdue, CancellationToken ended, CancellationToken cancellationToken)
+    {
+        using var either = CancellationTokenSource.CreateLinkedTokenSource(ended, cancellationToken);
+        await Task.Delay(timeout ?? Timeout.InfiniteTimeSpan, either.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+        if (ended.IsCancellationRequested)
+        {
+            return null;
+        }
+
+        var outcome = cancellationToken.IsCancellationRequested ? ExecutionOutcome.Interrupted : ExecutionOutcome.Timeout;
+        overdue.CancelAfter(InterruptGrace + InterruptMargin);
+        var cancel = new CancelHeader("cancel", id, (int)InterruptGrace.TotalMilliseconds);
+        try
+        {
+            await _channel.WriteAsync(cancel, GuestJson.Default.CancelHeader, default, ended).ConfigureAwait(false);
+        }
+        catch (Exception e) when (e is DhException or OperationCanceledException)
+        {
+            // The machine has ended, or the result came first: the reader knows.
+        }
+
+        return outcome;
+    }
+
+    /// <summary>Reads the caller's input only against the guest's credit: a loop around the program keeps what the code does not read.</summary>
+    private async Task PumpInputAsync(long id, Stream input, ChannelReader<int> credit, CancellationToken ended)
+    {
+        byte[] buffer = new byte[MaxCredit];
+        await foreach (int bytes in credit.ReadAllAsync(ended).ConfigureAwait(false))
+        {
+            int read = await input.ReadAsync(buffer.AsMemory(0, bytes), ended).ConfigureAwait(false);
+            await _channel.WriteAsync(new StdinHeader("stdin", id, read == 0), GuestJson.Default.StdinHeader, buffer.AsMemory(0, read), ended).ConfigureAwait(false);
+            if (read == 0)
+            {
+                return;
+            }
+        }
+    }
+
+    private async Task<GuestHeader> ExpectAsync(string type, TimeSpan timeLimit, CancellationToken cancellationToken)
+    {
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken);
+        limit.CancelAfter(timeLimit);
+        try
+        {
+            var (header, _) = await _channel.ReadAsync(limit.Token).ConfigureAwait(false);
+            if (header.Type != type)
+            {
+                throw Break($"`{header.Type}` instead of `{type}`");
+            }
+
+            return header.Protocol == ProtocolVersion
+                ? header
+                : throw Break($"it speaks version {header.Protocol}, this dh {ProtocolVersion}: run `dh vm prepare --force`");
+        }
+        catch (OperationCanceledException) when (!cancellationToken.IsCancellationRequested)
+        {
+            _state = State.Broken;
+            throw new DhException(DhErrorReason.Guest, $"The guest sent no `{type}` within {timeLimit.TotalSeconds:0} s.");
+        }
+    }
+
+    private DhException Break(string what)
+    {
+        _state = State.Broken;
+        return new DhException(DhErrorReason.Guest, $"The guest broke its protocol: {what}.");
+    }
+}

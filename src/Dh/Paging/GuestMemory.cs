@@ -1,0 +1,161 @@
+using System.Diagnostics;
+using Dh.Linux;
+
+namespace Dh.Paging;
+
+/// <summary>
+/// The guest's memory as the page server sees it: the userfaultfd, the regions, and which ranges the guest gave back. Copies may run on
+/// several threads at once; events are read under a lock that excludes copies, because a page that is copied between the reading of a
+/// REMOVE and its recording would bring back contents that must read as zeros (docs/design.md, "Page server").
+/// </summary>
+internal sealed class GuestMemory : IDisposable
+{
+    /// <summary>How long a copy may be refused with EAGAIN before the server gives up: the thread in madvise is not running.</summary>
+    private static readonly TimeSpan ChangingLimit = TimeSpan.FromSeconds(5);
+
+    private static readonly TimeSpan RefusalPause = TimeSpan.FromMilliseconds(1);
+
+    private readonly Userfaultfd _uffd;
+    private readonly IMemorySource _source;
+    private readonly ReaderWriterLockSlim _events = new();
+    private readonly AddressRanges _removed = new();
+    private long _copiedBytes;
+
+    public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source)
+    {
+        _uffd = uffd;
+        _source = source;
+        Regions = regions;
+    }
+
+    public IReadOnlyList<GuestRegion> Regions { get; }
+
+    public long CopiedBytes => Interlocked.Read(ref _copiedBytes);
+
+    /// <summary>Copies a piece of the memory file to its place; pages that are there stay, pages that the guest gave back are left out.</summary>
+    /// <returns>False when the VMM is gone.</returns>
+    /// <exception cref="PageServerException">The memory file or the kernel failed.</exception>
+    public bool Copy(CopyPiece piece)
+    {
+        long refusedSince = 0;
+        for (ulong done = 0; done < piece.Length;)
+        {
+            ulong address = piece.Address + done;
+            _events.EnterReadLock();
+            PagePlacementResult result;
+            ulong length = piece.Length - done;
+            try
+            {
+                if (_removed.Covers(address, ref length))
+                {
+                    done += length;
+                    continue;
+                }
+
+                result = _uffd.Copy(address, _source.Locate(piece.Offset + (long)done, (long)length), length);
+            }
+            catch (LinuxException e)
+            {
+                throw new PageServerException($"Pages of {_source.Path} at offset {piece.Offset + (long)done} could not be placed: {e.Message}", e);
+            }
+            finally
+            {
+                _events.ExitReadLock();
+            }
+
+            switch (result.Outcome)
+            {
+                case PagePlacement.Complete or PagePlacement.Partial:
+                    done += (ulong)result.Bytes;
+                    Interlocked.Add(ref _copiedBytes, result.Bytes);
+                    break;
+                case PagePlacement.Exists:
+                    done += piece.PageSize;
+                    break;
+                case PagePlacement.Again:
+                    AwaitChange(ref refusedSince, address);
+                    continue;
+                case PagePlacement.Gone:
+                    return false;
+                default:
+                    throw new PageServerException(
+                        $"Memory file {_source.Path} could not be read at offset {piece.Offset + (long)done}: it was truncated while it was in use. Run `dh vm prepare --force`.");
+            }
+
+            refusedSince = 0;
+        }
+
+        return true;
+    }
+
+    /// <summary>Reads all events that wait and records what was removed.</summary>
+    public void ReadEvents()
+    {
+        Span<UserfaultfdEvent> events = stackalloc UserfaultfdEvent[32];
+        _events.EnterWriteLock();
+        try
+        {
+            for (int count; (count = _uffd.ReadEvents(events)) > 0;)
+            {
+                foreach (var e in events[..count])
+                {
+                    // A page fault needs no answer here: the population brings its page, or the release wakes its thread.
+                    if (e.Kind is UserfaultfdEventKind.Remove or UserfaultfdEventKind.Unmap)
+                    {
+                        _removed.Add(e.Address, e.End);
+                    }
+                }
+            }
+        }
+        finally
+        {
+            _events.ExitWriteLock();
+        }
+    }
+
+    /// <summary>Gives every region back to the kernel: what is missing reads as zeros from now on, and nobody waits for this server any more.</summary>
+    /// <returns>False when the VMM is gone.</returns>
+    public bool Release()
+    {
+        ReadEvents();
+        bool alive = true;
+        foreach (var region in Regions)
+        {
+            alive &= _uffd.Unregister(region.BaseHostVirtAddr, region.Size);
+        }
+
+        // A thread that had queued its REMOVE before the unregistering waits until it is read.
+        ReadEvents();
+        return alive;
+    }
+
+    /// <summary>Closes the userfaultfd. No copy may be under way.</summary>
+    public void Dispose()
+    {
+        _uffd.Dispose();
+        _events.Dispose();
+    }
+
+    /// <summary>
+    /// The kernel refuses copies while a thread is inside madvise, and goes on refusing after its event was read until that thread has run
+    /// on. So: read what waits, then wait a moment, or until the next event.
+    /// </summary>
+    private void AwaitChange(ref long refusedSince, ulong address)
+    {
+        refusedSince = refusedSince == 0 ? Stopwatch.GetTimestamp() : refusedSince;
+        if (Stopwatch.GetElapsedTime(refusedSince) > ChangingLimit)
+        {
+            throw new PageServerException($"The kernel refused to place pages at {address:x} for {ChangingLimit.TotalSeconds:0} s (EAGAIN): the VMM's memory keeps changing.");
+        }
+
+        ReadEvents();
+        _ = Poll.Wait(_uffd.Handle, RefusalPause);
+    }
+}
+
+/// <summary>A stretch of the memory file and its place in the VMM.</summary>
+/// <param name="Address">Address in the VMM.</param>
+/// <param name="Offset">Offset in the memory file.</param>
+/// <param name="Length">Bytes, a multiple of <paramref name="PageSize"/>.</param>
+/// <param name="PageSize">Page size of the region.</param>
+internal readonly record struct CopyPiece(ulong Address, long Offset, ulong Length, ulong PageSize);

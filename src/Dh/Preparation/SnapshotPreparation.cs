@@ -1,0 +1,278 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Reflection;
+using System.Security.Cryptography;
+using System.Text;
+using System.Text.Json;
+using Dh.Guest;
+using Dh.Images;
+using Dh.Linux;
+using Dh.Sandboxes;
+using Dh.Snapshots;
+using Dh.Vmm;
+using Dh.Vmm.Qemu;
+
+namespace Dh.Preparation;
+
+/// <summary>
+/// Makes snapshots: image -> boot -> ready -> pause -> device state -> holes -> a restore with each memory backend that runs code and a timer
+/// -> published. All of it happens beside the snapshots; a crash, a full disk or Ctrl-C leaves the old one in use and nothing half-made.
+/// </summary>
+public static class SnapshotPreparation
+{
+    private const int BootAttempts = 3;
+
+    // What a restored machine must be able to do before anybody gets it: run code, and have a clock that ticks and interrupts.
+    private const string VerificationCode = "import time; t = time.monotonic(); time.sleep(0.05); print(6 * 7, time.monotonic() - t >= 0.05)";
+    private const string VerificationOutput = "42 True\n";
+
+    private static readonly TimeSpan BootTimeLimit = TimeSpan.FromSeconds(90);
+    private static readonly TimeSpan StepTimeLimit = TimeSpan.FromSeconds(60);
+
+    /// <summary>Prepares a snapshot and makes it the current one of its template and version.</summary>
+    /// <param name="options">What and how.</param>
+    /// <param name="progress">Gets each step; null for nobody.</param>
+    /// <param name="cancellationToken">Gives up; the old snapshot stays in use.</param>
+    /// <returns>The snapshot; an existing one of the same image and machine unless <see cref="PreparationOptions.Force"/> is set.</returns>
+    /// <exception cref="DhException">A step failed; nothing was changed.</exception>
+    public static async Task<Snapshot> PrepareAsync(PreparationOptions options, IProgress<PreparationProgress>? progress = null, CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        try
+        {
+            var store = new SnapshotStore(options.Home);
+            using var preparing = await store.LockPreparationAsync(
+                () => Report("waiting", "another preparation is under way"), cancellationToken).ConfigureAwait(false);
+            var image = await BuildImageAsync(options, progress, cancellationToken).ConfigureAwait(false);
+            var machine = await DescribeMachineAsync(options, image, Report, cancellationToken).ConfigureAwait(false);
+            if (!options.Force && store.FindNewest(options.Template.Name) is { } existing && Fits(existing.Manifest, image, machine))
+            {
+                Report("up to date", existing.Directory);
+                return existing;
+            }
+
+            string id = $"{DateTimeOffset.UtcNow.ToString("yyyyMMdd'T'HHmmss", CultureInfo.InvariantCulture)}-{Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(4))}";
+            string draft = store.CreateDraft(id);
+            try
+            {
+                var manifest = await MakeAsync(options, image, machine, id, draft, Report, cancellationToken).ConfigureAwait(false);
+                await VerifyAsync(draft, options, Report, cancellationToken).ConfigureAwait(false);
+                var snapshot = store.Publish(draft, manifest);
+                Report("published", snapshot.Directory);
+                return snapshot;
+            }
+            finally
+            {
+                if (Directory.Exists(draft))
+                {
+                    Directory.Delete(draft, recursive: true);
+                }
+            }
+        }
+        catch (IOException e)
+        {
+            long free = new DriveInfo(options.Home.Path).AvailableFreeSpace;
+            throw new DhException(
+                DhErrorReason.Host, $"The snapshot could not be written in {options.Home.Path} ({free >> 20} MiB free): {e.Message}. The old snapshot, if there is one, stays in use.", e);
+        }
+
+        void Report(string step, string? detail) => progress?.Report(new PreparationProgress(step, detail, null));
+    }
+
+    private static async Task<Image> BuildImageAsync(PreparationOptions options, IProgress<PreparationProgress>? progress, CancellationToken cancellationToken)
+    {
+        var builder = new ImageBuilder(new ImageBuildOptions
+        {
+            ImagesDirectory = DhHome.EnsurePrivate(options.Home.ImagesDirectory),
+            GuestDirectory = options.Installation.GuestDirectory,
+            Wheelhouse = options.Wheelhouse,
+            ExtraRequirements = options.PipPackages,
+            Mirror = options.Mirror,
+        });
+        return await builder.BuildAsync(options.Template, progress is null ? null : new ImageSteps(progress), cancellationToken).ConfigureAwait(false);
+    }
+
+    private static async Task<MachineDescription> DescribeMachineAsync(
+        PreparationOptions options, Image image, Action<string, string?> report, CancellationToken cancellationToken)
+    {
+        string cache = DhHome.EnsurePrivate(options.Home.CacheDirectory);
+        var accelerator = Accelerator.Tcg;
+        if (options.Accelerator != AcceleratorChoice.Tcg)
+        {
+            var verdict = await KvmProbe.ProbeAsync(image.KernelPath, image.InitrdPath, cache, options.Installation, cancellationToken).ConfigureAwait(false);
+            report("accelerator", verdict.Works ? "KVM works here" : $"TCG, because KVM does not work here: {verdict.Reason}");
+            accelerator = verdict.Works ? Accelerator.Kvm : Accelerator.Tcg;
+            if (!verdict.Works && options.Accelerator == AcceleratorChoice.Kvm)
+            {
+                throw new DhException(DhErrorReason.Host, $"KVM was asked for and does not work here: {verdict.Reason}. Use --accel tcg; `dh doctor` says more.");
+            }
+        }
+
+        return new MachineDescription
+        {
+            Accelerator = accelerator,
+            MemoryMib = options.MemoryMib ?? options.Template.MemoryMib,
+            Cpus = options.Cpus,
+            KernelPath = image.KernelPath,
+            InitrdPath = image.InitrdPath,
+            RootDiskPath = image.RootDiskPath,
+            TscKhz = await TscFrequency.GetKhzAsync(options.Installation, cache, cancellationToken).ConfigureAwait(false),
+        };
+    }
+
+    private static bool Fits(SnapshotManifest manifest, Image image, MachineDescription machine) =>
+        manifest.ImageHash == image.Hash && manifest.MachineHash == QemuCommandLine.MachineHash(machine)
+        && manifest.MemoryMib == machine.MemoryMib && manifest.Cpus == machine.Cpus && manifest.Accelerator == machine.Accelerator;
+
+    private static async Task<SnapshotManifest> MakeAsync(
+        PreparationOptions options, Image image, MachineDescription machine, string id, string draft, Action<string, string?> report, CancellationToken cancellationToken)
+    {
+        report("copying", "kernel, initrd, root disk");
+        machine = machine with
+        {
+            KernelPath = Path.Combine(draft, Snapshot.KernelName),
+            InitrdPath = Path.Combine(draft, Snapshot.InitrdName),
+            RootDiskPath = Path.Combine(draft, Snapshot.RootDiskName),
+        };
+        File.Copy(image.KernelPath, machine.KernelPath);
+        File.Copy(image.InitrdPath, machine.InitrdPath);
+        File.Copy(image.RootDiskPath, machine.RootDiskPath);
+
+        string memory = Path.Combine(draft, Snapshot.MemoryName), state = Path.Combine(draft, Snapshot.StateName);
+        double bootSeconds = await BootAndSaveAsync(options, machine, memory, state, report, cancellationToken).ConfigureAwait(false);
+        report("punching holes", null);
+        long dataBytes = ZeroPages.Punch(memory, cancellationToken);
+
+        report("hashing", null);
+        var files = new Dictionary<string, SnapshotFile>();
+        foreach (string name in (ReadOnlySpan<string>)[Snapshot.MemoryName, Snapshot.StateName, Snapshot.RootDiskName, Snapshot.KernelName, Snapshot.InitrdName])
+        {
+            string path = Path.Combine(draft, name);
+            cancellationToken.ThrowIfCancellationRequested();
+            files[name] = Snapshot.Describe(path);
+            SparseFile.Sync(path);
+            if (!OperatingSystem.IsWindows())
+            {
+                File.SetUnixFileMode(path, UnixFileMode.UserRead);
+            }
+        }
+
+        var manifest = new SnapshotManifest
+        {
+            SchemaVersion = SnapshotManifest.CurrentSchemaVersion,
+            Id = id,
+            Template = options.Template.Name,
+            ImageHash = image.Hash,
+            Version = image.Version,
+            Vmm = "qemu",
+            VmmVersion = (await QemuBinary.FindAsync(cancellationToken).ConfigureAwait(false)).Version.ToString(),
+            MachineHash = QemuCommandLine.MachineHash(machine),
+            Accelerator = machine.Accelerator,
+            MemoryMib = machine.MemoryMib,
+            Cpus = machine.Cpus,
+            TscKhz = machine.TscKhz,
+            DataBytes = dataBytes,
+            BootSeconds = Math.Round(bootSeconds, 2),
+            CreatedAt = DateTimeOffset.UtcNow,
+            RunnerProtocol = GuestSession.ProtocolVersion,
+            DhVersion = Assembly.GetExecutingAssembly().GetName().Version?.ToString(3) ?? "unknown",
+            Files = files,
+        };
+        string manifestPath = Path.Combine(draft, Snapshot.ManifestName);
+        await File.WriteAllBytesAsync(manifestPath, JsonSerializer.SerializeToUtf8Bytes(manifest, SnapshotJson.Default.SnapshotManifest), cancellationToken).ConfigureAwait(false);
+        SparseFile.Sync(manifestPath);
+        SparseFile.Sync(draft);
+        return manifest;
+    }
+
+    private static async Task<double> BootAndSaveAsync(
+        PreparationOptions options, MachineDescription machine, string memory, string state, Action<string, string?> report, CancellationToken cancellationToken)
+    {
+        for (int attempt = 1; ; attempt++)
+        {
+            report("booting", attempt == 1 ? $"{machine.MemoryMib} MiB, {machine.Cpus} CPUs, {machine.Accelerator}" : $"attempt {attempt} of {BootAttempts}");
+            try
+            {
+                StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
+                await using var vmm = await QemuVmm.BootAsync(
+                    machine,
+                    new MemoryBackend.SharedFile(memory),
+                    new VmmStartOptions
+                    {
+                        RunDirectory = Path.Combine(options.Home.RunDirectory, Guid.NewGuid().ToString("N")),
+                        Installation = options.Installation,
+                        StepTimeLimit = StepTimeLimit,
+                    },
+                    cancellationToken).ConfigureAwait(false);
+                using var session = new GuestSession(vmm.GuestChannel);
+                try
+                {
+                    await vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
+                    await session.WaitReadyAsync(BootTimeLimit, cancellationToken).ConfigureAwait(false);
+                }
+                catch (DhException e) when (e.Reason == DhErrorReason.Guest)
+                {
+                    throw new DhException(DhErrorReason.Vmm, $"The image did not boot: {e.Message} The machine's last words:\n{vmm.LastWords()}", e);
+                }
+
+                double bootSeconds = Stopwatch.GetElapsedTime(vmm.StartedAt).TotalSeconds;
+                report("saving", null);
+                await vmm.PauseAsync(cancellationToken).ConfigureAwait(false);
+                await vmm.SaveStateAsync(state, cancellationToken).ConfigureAwait(false);
+                return bootSeconds;
+            }
+            catch (DhException e) when (attempt < BootAttempts && e.Reason == DhErrorReason.Vmm)
+            {
+                report("booting", $"attempt {attempt} failed: {e.Message}");
+                File.Delete(memory);
+                File.Delete(state);
+            }
+        }
+    }
+
+    private static async Task VerifyAsync(string draft, PreparationOptions options, Action<string, string?> report, CancellationToken cancellationToken)
+    {
+        var snapshot = Snapshot.Open(draft);
+        bool uffd = true;
+        foreach (var policy in (MemoryPolicy[])[MemoryPolicy.Eager, MemoryPolicy.File])
+        {
+            report("verifying", $"restore with memory policy {policy.ToString().ToLowerInvariant()}");
+            var sandboxOptions = new SandboxOptions { MemoryPolicy = policy == MemoryPolicy.Eager ? null : policy, Home = options.Home, Installation = options.Installation };
+            await using var sandbox = await Sandbox.RestoreAsync(snapshot, sandboxOptions, cancellationToken).ConfigureAwait(false);
+            if (sandbox.Notice is not null && uffd)
+            {
+                uffd = false;
+                report("notice", sandbox.Notice);
+            }
+
+            var output = new CapturedOutput();
+            var result = await sandbox.ExecuteAsync(
+                new ExecutionRequest { Source = VerificationCode, Timeout = TimeSpan.FromSeconds(30) }, output, cancellationToken).ConfigureAwait(false);
+            if (result.ExitCode != 0 || output.Text != VerificationOutput)
+            {
+                throw new DhException(
+                    DhErrorReason.Snapshot,
+                    $"The new snapshot restored with policy {policy} but its code ended with exit code {result.ExitCode} and printed \"{output.Text}\" instead of \"{VerificationOutput}\". It is not published.");
+            }
+        }
+    }
+
+    /// <summary>Passes the image builder's steps on.</summary>
+    private sealed class ImageSteps(IProgress<PreparationProgress> progress) : IProgress<ImageProgress>
+    {
+        public void Report(ImageProgress value) => progress.Report(new PreparationProgress(value.Step, value.Detail, value.Fraction));
+    }
+
+    private sealed class CapturedOutput : IOutputSink
+    {
+        private readonly StringBuilder _text = new();
+
+        public string Text => _text.ToString();
+
+        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
+        {
+            _text.Append(Encoding.UTF8.GetString(bytes.Span));
+            return ValueTask.CompletedTask;
+        }
+    }
+}

@@ -1,0 +1,244 @@
+using System.Diagnostics;
+using Dh.Guest;
+using Dh.Linux;
+using Dh.Paging;
+using Dh.Snapshots;
+using Dh.Vmm;
+using Dh.Vmm.Qemu;
+
+namespace Dh.Sandboxes;
+
+/// <summary>
+/// One microVM, restored from a snapshot, with its guest channel and its run directory, until it is destroyed:
+/// <code>
+/// Restoring -> Ready -> Running -> Ready ... -> disposed
+///     |          |         |
+///     +----------+---------+--> failed: a DhException; dispose it
+/// </code>
+/// It is used by one caller at a time. Disposing ends the VMM, has it reaped, closes the page server's userfaultfd and removes the run
+/// directory, in that order.
+/// </summary>
+public sealed class Sandbox : IAsyncDisposable
+{
+    private readonly FileLock _lease;
+    private readonly IVmm _vmm;
+    private readonly PageServer? _pageServer;
+    private readonly GuestSession _session;
+
+    private Sandbox(Snapshot snapshot, FileLock lease, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, string? notice)
+    {
+        Snapshot = snapshot;
+        _lease = lease;
+        _vmm = vmm;
+        _pageServer = pageServer;
+        _session = new GuestSession(vmm.GuestChannel);
+        MemoryPolicy = policy;
+        Notice = notice;
+    }
+
+    /// <summary>What it was restored from.</summary>
+    public Snapshot Snapshot { get; }
+
+    /// <summary>How its memory came back.</summary>
+    public MemoryPolicy MemoryPolicy { get; }
+
+    /// <summary>What the page server did; null without one.</summary>
+    public PopulationResult? Population { get; private set; }
+
+    /// <summary>A line for the user: what is not as one would expect.</summary>
+    public string? Notice { get; }
+
+    /// <summary>What stands between the guest and this host.</summary>
+    public IsolationClass Isolation => Sandboxes.Isolation.Of(Snapshot.Manifest.Accelerator);
+
+    /// <summary>From the call of <see cref="RestoreAsync"/> until the guest had answered.</summary>
+    public TimeSpan RestoreTime { get; private set; }
+
+    /// <summary>The VMM's process, for diagnosis.</summary>
+    public int VmmProcessId => _vmm.ProcessId;
+
+    /// <summary>Restores a sandbox that is ready to run code.</summary>
+    /// <param name="snapshot">From what.</param>
+    /// <param name="options">How; null for the defaults.</param>
+    /// <param name="cancellationToken">Gives up; nothing is left then.</param>
+    /// <exception cref="DhException">It could not be restored; nothing is left.</exception>
+    public static async Task<Sandbox> RestoreAsync(Snapshot snapshot, SandboxOptions? options = null, CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(snapshot);
+        options ??= new SandboxOptions();
+        long start = Stopwatch.GetTimestamp();
+        RequireIsolation(snapshot, options);
+        var lease = SnapshotStore.Lease(snapshot);
+        IVmm? vmm = null;
+        PageServer? pageServer = null;
+        Sandbox? sandbox = null;
+        try
+        {
+            var (backend, connection, policy, notice) = ChooseBackend(snapshot, options);
+            if (connection is not null)
+            {
+                pageServer = PageServer.Start(connection, SparseFileSource.Open(snapshot.MemoryPath), new PageServerOptions
+                {
+                    HandshakeTimeLimit = options.RestoreTimeLimit,
+                    Failed = _ => Volatile.Read(ref vmm)?.Kill(),
+                });
+            }
+
+            StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
+            Volatile.Write(ref vmm, await QemuVmm.RestoreAsync(snapshot.Machine, backend, snapshot.StatePath, VmmOptions(options), cancellationToken).ConfigureAwait(false));
+            sandbox = new Sandbox(snapshot, lease, vmm!, pageServer, policy, notice);
+            await sandbox.StartAsync(options.RestoreTimeLimit, cancellationToken).ConfigureAwait(false);
+            sandbox.RestoreTime = Stopwatch.GetElapsedTime(start);
+            return sandbox;
+        }
+        catch
+        {
+            if (sandbox is not null)
+            {
+                await sandbox.DisposeAsync().ConfigureAwait(false);
+            }
+            else
+            {
+                await EndAsync(vmm, pageServer, lease).ConfigureAwait(false);
+            }
+
+            throw;
+        }
+    }
+
+    /// <summary>Runs code and streams its output.</summary>
+    /// <param name="request">What to run.</param>
+    /// <param name="output">Takes the output as it comes.</param>
+    /// <param name="cancellationToken">Interrupts the code (SIGINT, after 2 s SIGKILL); the result then says <see cref="ExecutionOutcome.Interrupted"/>.</param>
+    /// <exception cref="DhException">The microVM ended, or its guest broke the protocol; dispose the sandbox.</exception>
+    public async Task<ExecutionResult> ExecuteAsync(ExecutionRequest request, IOutputSink output, CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        ArgumentNullException.ThrowIfNull(output);
+        try
+        {
+            return await _session.ExecuteAsync(request, output, cancellationToken).ConfigureAwait(false);
+        }
+        catch (DhException e) when (e.Reason == DhErrorReason.Guest)
+        {
+            throw await ExplainAsync(e, "while code ran").ConfigureAwait(false);
+        }
+    }
+
+    /// <summary>Leaves reaping and removal to the launcher when this is disposed: for a program that is about to exit.</summary>
+    public void LeaveTeardown() => _vmm.LeaveTeardown();
+
+    /// <inheritdoc/>
+    public async ValueTask DisposeAsync()
+    {
+        _session.Dispose();
+        await EndAsync(_vmm, _pageServer, _lease).ConfigureAwait(false);
+    }
+
+    private static async Task EndAsync(IVmm? vmm, PageServer? pageServer, FileLock lease)
+    {
+        try
+        {
+            if (vmm is not null)
+            {
+                await vmm.DisposeAsync().ConfigureAwait(false);
+            }
+        }
+        finally
+        {
+            if (pageServer is not null)
+            {
+                await pageServer.DisposeAsync().ConfigureAwait(false);
+            }
+
+            lease.Dispose();
+        }
+    }
+
+    private static VmmStartOptions VmmOptions(SandboxOptions options) => new()
+    {
+        RunDirectory = Path.Combine(options.Home.RunDirectory, Guid.NewGuid().ToString("N")),
+        Installation = options.Installation,
+        StepTimeLimit = options.RestoreTimeLimit,
+    };
+
+    private static void RequireIsolation(Snapshot snapshot, SandboxOptions options)
+    {
+        var isolation = Sandboxes.Isolation.Of(snapshot.Manifest.Accelerator);
+        if (options.RequireIsolation is { } required && isolation < required)
+        {
+            throw new DhException(
+                DhErrorReason.Host,
+                $"This run would have isolation `{Sandboxes.Isolation.Name(isolation)}`, `{Sandboxes.Isolation.Name(required)}` is required. `dh doctor` says what is missing.");
+        }
+    }
+
+    private static (MemoryBackend Backend, System.Net.Sockets.SafeSocketHandle? Connection, MemoryPolicy Policy, string? Notice) ChooseBackend(
+        Snapshot snapshot, SandboxOptions options)
+    {
+        if (options.MemoryPolicy == MemoryPolicy.File)
+        {
+            return (new MemoryBackend.File(snapshot.MemoryPath), null, MemoryPolicy.File, null);
+        }
+
+        try
+        {
+            var device = Userfaultfd.OpenDevice();
+            var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
+            return (new MemoryBackend.Uffd(theirs, device), ours, MemoryPolicy.Eager, null);
+        }
+        catch (LinuxException e) when (options.MemoryPolicy is null)
+        {
+            return (new MemoryBackend.File(snapshot.MemoryPath), null, MemoryPolicy.File, $"no userfaultfd here ({e.Message}): the VMM maps the memory file instead");
+        }
+        catch (LinuxException e)
+        {
+            throw new DhException(
+                DhErrorReason.Host,
+                $"Memory policy eager needs a userfaultfd: {e.Message}. Give this user access to {Userfaultfd.DevicePath}, or use --memory-policy file.",
+                e);
+        }
+    }
+
+    private async Task StartAsync(TimeSpan timeLimit, CancellationToken cancellationToken)
+    {
+        var restored = _vmm.WaitRestoredAsync(cancellationToken);
+        if (_pageServer is not null)
+        {
+            var populated = _pageServer.WaitPopulatedAsync(cancellationToken);
+            await Task.WhenAny(restored, populated).ConfigureAwait(false);
+            if (populated.IsFaulted && !IsPeerEnded(populated.Exception))
+            {
+                await populated.ConfigureAwait(false);
+            }
+
+            // Whichever failed, the VMM's own words are the better explanation when it was the first to end.
+            await restored.ConfigureAwait(false);
+            Population = await populated.ConfigureAwait(false);
+        }
+
+        await restored.ConfigureAwait(false);
+        await _vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
+        try
+        {
+            await _session.GreetAsync(timeLimit, cancellationToken).ConfigureAwait(false);
+        }
+        catch (DhException e) when (e.Reason == DhErrorReason.Guest)
+        {
+            throw await ExplainAsync(e, "before it answered").ConfigureAwait(false);
+        }
+    }
+
+    private static bool IsPeerEnded(AggregateException? exception) => exception?.InnerException is PageServerException { PeerEnded: true };
+
+    /// <summary>When the channel ended because the machine did, says how it ended, with its last words.</summary>
+    private async Task<DhException> ExplainAsync(DhException e, string when)
+    {
+        await Task.WhenAny(_vmm.Exited, Task.Delay(TimeSpan.FromSeconds(1))).ConfigureAwait(false);
+        string words = _vmm.LastWords();
+        string tail = words.Length == 0 ? "" : $" Its last words:\n{words}";
+        return _vmm.Exited.IsCompletedSuccessfully
+            ? new DhException(DhErrorReason.Vmm, $"The microVM ended {when} ({await _vmm.Exited.ConfigureAwait(false)}).{tail}", e)
+            : new DhException(DhErrorReason.Guest, $"{e.Message}{tail}", e);
+    }
+}

@@ -1,0 +1,41 @@
+namespace Dh.Sandboxes;
+
+/// <summary>How guest memory comes back.</summary>
+public enum MemoryPolicy
+{
+    /// <summary>The page server copies all data pages before the machine resumes, then releases the memory.</summary>
+    Eager,
+
+    /// <summary>The VMM's process maps the memory file privately; no page server, no userfaultfd.</summary>
+    File,
+}
+
+/// <summary>How a sandbox is restored; what is not set has the default that is documented here.</summary>
+public sealed class SandboxOptions
+{
+    private TimeSpan _restoreTimeLimit = TimeSpan.FromSeconds(30);
+
+    /// <summary>How guest memory comes back. Default: eager, or file with a notice where this host grants no userfaultfd.</summary>
+    public MemoryPolicy? MemoryPolicy { get; init; }
+
+    /// <summary>The least isolation that will do; the restore fails below it, before any code runs. Default: any.</summary>
+    public IsolationClass? RequireIsolation { get; init; }
+
+    /// <summary>Where run directories are made. Default: <see cref="DhHome.Default"/>.</summary>
+    public DhHome Home { get; init; } = DhHome.Default;
+
+    /// <summary>Where the native pieces are. Default: beside the program.</summary>
+    public Installation Installation { get; init; } = Installation.Current;
+
+    /// <summary>How long each step of the restore may take, up to an hour. Default: 30 s.</summary>
+    public TimeSpan RestoreTimeLimit
+    {
+        get => _restoreTimeLimit;
+        init
+        {
+            ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(value, TimeSpan.Zero);
+            ArgumentOutOfRangeException.ThrowIfGreaterThan(value, TimeSpan.FromHours(1));
+            _restoreTimeLimit = value;
+        }
+    }
+}

@@ -1,0 +1,306 @@
+// Plays the VMM's side of the page server's handshake, the way Firecracker does it: maps guest memory, registers it with a userfaultfd,
+// sends the regions as JSON and the descriptor by SCM_RIGHTS, and keeps the socket open. A process of its own, because managed code must
+// not touch memory that is registered with a userfaultfd.
+//
+//   guest-memory-client (fd N | path P) MODE SIZE
+//
+// Prints `base ADDRESS` (of the byte at offset 0), does what MODE says, prints `sent`, then obeys lines on stdin:
+//   pages        prints `pages N`, then one hash per page in the order of the memory file
+//   touch        writes to every page, prints `touched N`
+//   discard      gives all memory back (MADV_DONTNEED) and prints `discarded N`, the number of pages that read as zeros then
+//   quiet        stops the threads of the modes `remove` and `storm`, prints `quiet PASSES`
+// End of file ends it. Whatever hangs for 30 s is killed by SIGALRM.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+// The mode `remove` gives back every second stretch of this length; the tests know it, too.
+#define STRETCH (64 * PAGE)
+
+struct region {
+    unsigned char *base;
+    size_t size, offset;
+};
+
+static struct region regions[2];
+static int region_count;
+static size_t total;
+static atomic_bool stopping;
+static atomic_long passes;
+static pthread_t threads[3];
+static int thread_count;
+
+static void die(const char *what)
+{
+    fprintf(stderr, "guest-memory-client: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void say(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vprintf(format, arguments);
+    va_end(arguments);
+    fflush(stdout);
+}
+
+static int make_userfaultfd(bool blocking)
+{
+    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    if (device < 0)
+        die("open /dev/userfaultfd");
+    int uffd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | (blocking ? 0 : O_NONBLOCK));
+    if (uffd < 0)
+        die("USERFAULTFD_IOC_NEW");
+    close(device);
+    struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
+    if (ioctl(uffd, UFFDIO_API, &api) != 0)
+        die("UFFDIO_API");
+    for (int i = 0; i < region_count; i++) {
+        struct uffdio_register reg = { .range = { (uintptr_t)regions[i].base, regions[i].size }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+        if (ioctl(uffd, UFFDIO_REGISTER, &reg) != 0)
+            die("UFFDIO_REGISTER");
+    }
+    return uffd;
+}
+
+static void send_message(int sock, const void *bytes, size_t length, const int *fds, int count)
+{
+    char control[CMSG_SPACE(16 * sizeof(int))] = { 0 };
+    struct iovec iov = { (void *)bytes, length };
+    struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+    if (count > 0) {
+        message.msg_control = control;
+        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(count * sizeof(int));
+        memcpy(CMSG_DATA(header), fds, count * sizeof(int));
+    }
+    // The server may refuse before everything is written: that is its right.
+    if (sendmsg(sock, &message, MSG_NOSIGNAL) < 0 && errno != EPIPE && errno != ECONNRESET)
+        die("sendmsg");
+}
+
+static size_t add_region(char *text, size_t at, const struct region *region)
+{
+    return at + sprintf(text + at, "%s{\"base_host_virt_addr\":%" PRIuPTR ",\"size\":%zu,\"offset\":%zu,\"page_size\":4096,\"page_size_kib\":4096}",
+        at == 0 ? "[" : ",", (uintptr_t)region->base, region->size, region->offset);
+}
+
+static void *remove_stretches(void *unused)
+{
+    (void)unused;
+    do {
+        for (int i = 0; i < region_count; i++)
+            for (size_t at = 0; at + STRETCH <= regions[i].size; at += STRETCH)
+                if ((regions[i].offset + at) / STRETCH % 2 == 1 && madvise(regions[i].base + at, STRETCH, MADV_DONTNEED) != 0)
+                    die("madvise");
+        atomic_fetch_add(&passes, 1);
+    } while (!atomic_load(&stopping));
+    return NULL;
+}
+
+static void *touch_at_random(void *unused)
+{
+    (void)unused;
+    unsigned long state = 88172645463325252UL;
+    while (!atomic_load(&stopping)) {
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        const struct region *region = &regions[state % region_count];
+        (void)*(volatile unsigned char *)(region->base + (state >> 8) % region->size);
+    }
+    return NULL;
+}
+
+static void start_thread(void *(*body)(void *))
+{
+    if (pthread_create(&threads[thread_count++], NULL, body, NULL) != 0)
+        die("pthread_create");
+}
+
+static void print_pages(void)
+{
+    say("pages %zu\n", total / PAGE);
+    for (size_t offset = 0; offset < total; offset += PAGE) {
+        for (int i = 0; i < region_count; i++) {
+            if (offset < regions[i].offset || offset >= regions[i].offset + regions[i].size)
+                continue;
+            const uint64_t *words = (const uint64_t *)(regions[i].base + (offset - regions[i].offset));
+            uint64_t hash = 14695981039346656037UL;
+            for (size_t w = 0; w < PAGE / 8; w++)
+                hash = (hash ^ words[w]) * 1099511628211UL;
+            printf("%016" PRIx64 "\n", hash);
+        }
+    }
+    fflush(stdout);
+}
+
+static void touch(void)
+{
+    for (int i = 0; i < region_count; i++)
+        for (size_t at = 0; at < regions[i].size; at += PAGE)
+            *(volatile unsigned char *)(regions[i].base + at) ^= 1;
+    say("touched %zu\n", total / PAGE);
+}
+
+static void discard(void)
+{
+    size_t zero = 0;
+    for (int i = 0; i < region_count; i++) {
+        if (madvise(regions[i].base, regions[i].size, MADV_DONTNEED) != 0)
+            die("madvise");
+        for (size_t at = 0; at < regions[i].size; at += PAGE) {
+            const uint64_t *words = (const uint64_t *)(regions[i].base + at);
+            size_t w = 0;
+            while (w < PAGE / 8 && words[w] == 0)
+                w++;
+            zero += w == PAGE / 8;
+        }
+    }
+    say("discarded %zu\n", zero);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 5)
+        return 2;
+    const char *mode = argv[3];
+    total = strtoull(argv[4], NULL, 10);
+    int sock;
+    if (strcmp(argv[1], "fd") == 0) {
+        sock = atoi(argv[2]);
+    } else {
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        strncpy(address.sun_path, argv[2], sizeof(address.sun_path) - 1);
+        sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (connect(sock, (struct sockaddr *)&address, sizeof(address)) != 0)
+            die("connect");
+    }
+
+    bool two = strcmp(mode, "two-regions") == 0 || strcmp(mode, "overlap") == 0;
+    size_t gap = two ? total : 0;
+    unsigned char *memory = mmap(NULL, total + gap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        die("mmap");
+    if (two) {
+        // The first half of the file lies at the higher address, with unregistered memory between the two.
+        size_t half = total / 2 / PAGE * PAGE;
+        regions[0] = (struct region){ memory + total, half, 0 };
+        regions[1] = (struct region){ memory, total - half, half };
+        region_count = 2;
+    } else {
+        regions[0] = (struct region){ memory, total, 0 };
+        region_count = 1;
+    }
+    int uffd = make_userfaultfd(strcmp(mode, "blocking") == 0);
+
+    struct region told[2] = { regions[0], regions[1] };
+    if (strcmp(mode, "overlap") == 0)
+        told[1].offset -= PAGE;
+    if (strcmp(mode, "outlying") == 0)
+        told[0].size += PAGE;
+    if (strcmp(mode, "misaligned") == 0)
+        told[0].base += 512;
+    if (strcmp(mode, "unregistered") == 0)
+        told[0].base -= 1UL << 30;
+    static char text[10 << 20];
+    size_t length = 0;
+    for (int i = 0; i < region_count; i++)
+        length = add_region(text, length, &told[i]);
+    text[length++] = ']';
+    say("base %" PRIxPTR "\n", (uintptr_t)regions[0].base);
+
+    int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (strcmp(mode, "apart") == 0) {
+        send_message(sock, text, length, NULL, 0);
+        usleep(100000);
+        send_message(sock, text, length, &uffd, 1);
+    } else if (strcmp(mode, "glued") == 0) {
+        send_message(sock, text, length, NULL, 0);
+        send_message(sock, text, length, &uffd, 1);
+    } else if (strcmp(mode, "in-pieces") == 0) {
+        send_message(sock, text, 20, &uffd, 1);
+        usleep(50000);
+        send_message(sock, text + 20, 20, NULL, 0);
+        usleep(50000);
+        send_message(sock, text + 40, length - 40, NULL, 0);
+    } else if (strcmp(mode, "no-descriptor") == 0) {
+        send_message(sock, text, length, NULL, 0);
+    } else if (strcmp(mode, "five-without-descriptor") == 0) {
+        for (int i = 0; i < 5; i++) {
+            send_message(sock, text, length, NULL, 0);
+            usleep(50000);
+        }
+    } else if (strcmp(mode, "two-descriptors") == 0) {
+        int two_fds[] = { uffd, null };
+        send_message(sock, text, length, two_fds, 2);
+    } else if (strcmp(mode, "nine-descriptors") == 0) {
+        int nine[] = { uffd, null, null, null, null, null, null, null, null };
+        send_message(sock, text, length, nine, 9);
+    } else if (strcmp(mode, "no-userfaultfd") == 0) {
+        send_message(sock, text, length, &null, 1);
+    } else if (strcmp(mode, "malformed") == 0) {
+        send_message(sock, "[{\"base_host_virt_addr\":zero}]", 30, &uffd, 1);
+    } else if (strcmp(mode, "empty") == 0) {
+        send_message(sock, "[]", 2, &uffd, 1);
+    } else if (strcmp(mode, "ten-megabytes") == 0) {
+        memset(text, ' ', sizeof(text));
+        for (size_t at = 0; at < sizeof(text); at += 1 << 20)
+            send_message(sock, text + at, 1 << 20, NULL, 0);
+    } else if (strcmp(mode, "close") == 0) {
+        close(sock);
+    } else if (strcmp(mode, "die") == 0) {
+        send_message(sock, text, length, &uffd, 1);
+        raise(SIGKILL);
+    } else if (strcmp(mode, "silence") != 0) {
+        send_message(sock, text, length, &uffd, 1);
+    }
+    if (strcmp(mode, "remove") == 0) {
+        start_thread(remove_stretches);
+        start_thread(touch_at_random);
+    } else if (strcmp(mode, "storm") == 0) {
+        start_thread(remove_stretches);
+        start_thread(remove_stretches);
+        start_thread(remove_stretches);
+    }
+    say("sent\n");
+
+    char line[64];
+    while (fgets(line, sizeof(line), stdin) != NULL) {
+        alarm(30);
+        if (strcmp(line, "pages\n") == 0)
+            print_pages();
+        else if (strcmp(line, "touch\n") == 0)
+            touch();
+        else if (strcmp(line, "discard\n") == 0)
+            discard();
+        else if (strcmp(line, "quiet\n") == 0) {
+            atomic_store(&stopping, true);
+            while (thread_count > 0)
+                pthread_join(threads[--thread_count], NULL);
+            say("quiet %ld\n", atomic_load(&passes));
+        }
+        alarm(0);
+    }
+    return 0;
+}
