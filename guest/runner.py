@@ -4,8 +4,8 @@
                    └─ child     forked in advance; runs the code of one exec
 
 One thread, one loop, and nothing waits but the loop. What is done before `ready` is in the snapshot, what is done after it
-is what somebody waits for: so all that can be done early is, and execs are rehearsed, from the first frame to the last,
-before the runner says `ready`.
+is what somebody waits for, and is emulated code that runs for the first time: so all that can be done early is, whole execs
+are rehearsed before the runner says `ready`, and what remains keeps to few and plain operations.
 """
 
 import ctypes
@@ -58,38 +58,33 @@ class Refused(Exception):
     """A request that cannot be taken; the sandbox stays usable."""
 
 
-def require(condition, otherwise):
-    if not condition:
-        raise Refused(otherwise)
-
-
 class Writer:
     """What waits to go into a pipe."""
 
     def __init__(self, descriptor):
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
-        self.waiting = bytearray()
+        self.waiting = b""
         self.ending = False  # nothing follows what waits
 
     def write(self):
         """Writes what the pipe takes now. Returns whether nothing is left."""
         try:
             while self.waiting:
-                del self.waiting[: os.write(self.descriptor, self.waiting)]
+                self.waiting = self.waiting[os.write(self.descriptor, self.waiting) :]
         except BlockingIOError:
             return False
         except BrokenPipeError:  # nobody is left to read it
-            self.waiting.clear()
+            self.waiting = b""
             self.ending = True
         return True
 
 
 class Run:
-    """One exec: from the fork of its process, long before its code is known, to its result."""
+    """One exec: from the fork of its process, long before its code is known, to the end of that process."""
 
     def __init__(self, engine):
-        """Has the engine fork its process."""
+        """Has the engine fork the process."""
         stdin, to_stdin = os.pipe()
         self.stdout, stdout = os.pipe()
         self.stderr, stderr = os.pipe()
@@ -104,15 +99,21 @@ class Run:
         self.forked = False
         self.pid = self.pidfd = self.listener = None
         self.descriptors = {to_stdin, to_job, self.stdout, self.stderr, self.report, self.stdin_opens}
-        self.unended = {self.stdout, self.stderr, self.report}  # what has to end before the run has
+        self.unended = {self.stdout, self.stderr, self.report}  # of the pipes that come from the process
 
-        self.id = self.started_ns = None
+        self.id = self.started_ns = self.ended_ns = None
         self.headers = {}  # of the frames for what comes out of stdout and stderr
         self.credit = 0  # bytes that the host may still send
         self.wants_continuously = False
-        self.reported = bytearray()
+        self.reported = b""
+        self.exit_code = None  # that the process has said it is about to end with
+        self.status = None  # that it has ended with
         self.deadline = None  # of a cancel's grace; then of the pipes' end
-        self.status = self.ended_ns = None
+        self.answered = False
+
+    @property
+    def ready(self):
+        return self.forked and self.pid is not None
 
     def arrived(self, pid, listener):
         """The process is ready, and has told what it is known by."""
@@ -122,44 +123,38 @@ class Run:
             self.listener = stdin_demand.Listener(listener, self.stdin.descriptor)
             self.descriptors.add(listener)
 
-    @property
-    def ready(self):
-        return self.forked and self.pid is not None
-
     def begin(self, identifier, job):
         self.started_ns = time.monotonic_ns()
         self.id = identifier
-        self.headers = {
-            self.stdout: b'{"type":"stdout","id":%d}' % identifier,
-            self.stderr: b'{"type":"stderr","id":%d}' % identifier,
-        }
+        self.headers[self.stdout] = f'{{"type":"stdout","id":{identifier}}}'.encode()
+        self.headers[self.stderr] = f'{{"type":"stderr","id":{identifier}}}'.encode()
         self.job.waiting += len(job).to_bytes(4, "little") + job
         self.job.ending = True
 
+    def told(self, data):
+        """More of the report. It is two lines: the first, when the code has ended, may be empty; the second is the
+        exit code, and the process's last act."""
+        self.reported += data
+        if data[-1:] == b"\n" and self.reported.count(b"\n") == 2:
+            code = self.reported.split(b"\n")[1]
+            if len(code) <= 3 and code.isdigit():
+                self.exit_code = int(code) & 0xFF
+
     def result(self, out_of_memory):
         """The header of the result's frame."""
-        exited = self.status.si_code == os.CLD_EXITED
-        result_repr, error = read_report(self.reported)
-        result = {
-            "type": "result",
-            "id": self.id,
-            "outcome": "exited" if exited else "signaled",
-            "exit_code": self.status.si_status if exited else 128 + self.status.si_status,
-            "signal": None if exited else self.status.si_status,
-            "out_of_memory": out_of_memory,
-            "result_repr": result_repr,
-            "error": error,
-            "run_ms": (self.ended_ns - self.started_ns) / 1e6,
-            "tables": [],
-        }
-        header = _to_json(result).encode()
-        limit = MAX_TEXT
-        while len(header) > MAX_HEADER:  # four texts of control characters: JSON makes six bytes of each
-            limit //= 2
-            result["result_repr"] = result_repr and cut(result_repr, limit)
-            result["error"] = error and {name: cut(text, limit) for name, text in error.items()}
-            header = _to_json(result).encode()
-        return header
+        exit_code, signal_number = self.exit_code, None
+        if exit_code is None:
+            exit_code = self.status.si_status
+            if self.status.si_code != os.CLD_EXITED:
+                exit_code, signal_number = 128 + exit_code, exit_code
+        run_us = (self.ended_ns - self.started_ns) // 1000
+        head = (
+            f'{{"type":"result","id":{self.id},"outcome":"{"exited" if signal_number is None else "signaled"}",'
+            f'"exit_code":{exit_code},"signal":{signal_number or "null"},'
+            f'"out_of_memory":{"true" if out_of_memory else "false"},'
+            f'"run_ms":{run_us // 1000}.{run_us % 1000:03},"tables":[],'
+        ).encode()
+        return head + read_report(self.reported, MAX_HEADER - len(head))
 
 
 class Runner:
@@ -190,23 +185,26 @@ class Runner:
         self._channel = channel
         self._greeted = False
         self._watch(channel.descriptor, self._on_channel)
-        self._send({
+        self._send(_to_json({
             "type": "ready", "protocol": PROTOCOL, "engine": ENGINE, "engine_version": engine_version,
             "stdin_on_demand": self._next.listener is not None,
-        })
+        }).encode())
 
     # The loop
 
     def step(self):
         """Waits for something to happen, and sees to it."""
-        deadline = None if self._run is None else self._run.deadline
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        run = self._run
+        deadline = timeout = None
+        if run is not None and run.deadline is not None:
+            deadline = run.deadline
+            timeout = max(0.0, deadline - time.monotonic())
         for descriptor, events in self._epoll.poll(timeout, 16):
             handler = self._handlers.get(descriptor)
             if handler is not None:  # what came before it in the batch may have done away with it
                 handler(descriptor, events)
-        if deadline is not None and time.monotonic() >= deadline:
-            self._on_deadline()
+        if deadline is not None and run is self._run and run.deadline == deadline <= time.monotonic():
+            self._on_deadline(run)
 
     def _watch(self, descriptor, handler, events=select.EPOLLIN):
         if descriptor in self._handlers:
@@ -228,7 +226,7 @@ class Runner:
     # The channel
 
     def _on_channel(self, _, events):
-        gone = bool(events & select.EPOLLHUP)
+        gone = events & select.EPOLLHUP != 0
         if gone:
             self._channel.start_anew()
         if events & select.EPOLLIN:
@@ -244,10 +242,10 @@ class Runner:
         try:
             handle(header, body)
         except Refused as reason:
-            self._send({"type": "error", "message": str(reason)}, urgent=True)
+            self._send(_to_json({"type": "error", "message": str(reason)}).encode(), urgent=True)
 
     def _send(self, header, body=b"", urgent=False):
-        self._channel.send(header if isinstance(header, bytes) else _to_json(header).encode(), body, urgent)
+        self._channel.send(header, body, urgent)
         if self._channel.unsent:
             self._flush()
 
@@ -268,61 +266,79 @@ class Runner:
                 self._watch_output(self._run)
 
     def _watch_output(self, run):
-        for descriptor in run.headers.keys() & run.unended:
-            if self._output_paused:
-                self._forget(descriptor)
-            else:
-                self._watch(descriptor, self._on_output)
+        for descriptor in (run.stdout, run.stderr):
+            if descriptor in run.unended:
+                if self._output_paused:
+                    self._forget(descriptor)
+                else:
+                    self._watch(descriptor, self._on_output)
 
     # Requests
 
     def _hello(self, header, entropy):
-        require(header.get("protocol") == PROTOCOL, f"hello: this is protocol {PROTOCOL}")
+        if header.get("protocol") != PROTOCOL:
+            raise Refused(f"hello: this is protocol {PROTOCOL}")
+        if not 64 <= len(entropy) <= 4096:
+            raise Refused("hello: 64 to 4096 bytes of entropy are needed")
         wall_clock_ns, hostname = header.get("wall_clock_ns"), header.get("hostname")
         machine_id, boot_id = header.get("machine_id"), header.get("boot_id")
-        require(is_whole(wall_clock_ns, 1), "hello: wall_clock_ns is not a time")
-        require(isinstance(hostname, str) and 0 < len(hostname) <= 64 and hostname.isascii(), "hello: hostname is no name")
-        require(is_hex(machine_id, (32,)), "hello: machine_id is not 32 hex digits")
-        require(is_hex(boot_id, (8, 4, 4, 4, 12)), "hello: boot_id is not a UUID")
-        require(64 <= len(entropy) <= 4096, f"hello: {len(entropy)} bytes of entropy, not 64 to 4096")
-        self._machine.become(wall_clock_ns, entropy, hostname, machine_id, boot_id)
+        if type(wall_clock_ns) is not int or wall_clock_ns <= 0:
+            raise Refused("hello: wall_clock_ns is not a time")
+        if type(hostname) is not str or not 0 < len(hostname) <= 64:
+            raise Refused("hello: hostname is not a name")
+        if type(machine_id) is not str or len(machine_id) != 32:
+            raise Refused("hello: machine_id is not 32 hex digits")
+        if type(boot_id) is not str or len(boot_id) != 36:
+            raise Refused("hello: boot_id is not a UUID")
+        self._machine.refresh(wall_clock_ns, entropy)
+        if self._next is not None:
+            # The process that waits for code seeds itself anew, and goes once more through all that it will have to do:
+            # on another CPU, while the host is on its way to say what that is.
+            self._next.job.waiting += bytes(4)
+            self._write(self._next, self._next.job)
+        self._machine.rename(hostname, machine_id, boot_id)
         self._greeted = True
-        self._send({"type": "hello", "protocol": PROTOCOL, "wall_clock_ns": time.time_ns()}, urgent=True)
+        self._send(f'{{"type":"hello","protocol":{PROTOCOL},"wall_clock_ns":{time.time_ns()}}}'.encode(), urgent=True)
 
     def _exec(self, header, source):
-        require(self._greeted, "exec before hello")
-        require(self._run is None and not self._postponed, "exec while another one runs")
+        if not self._greeted:
+            raise Refused("exec before hello")
+        if self._postponed or self._run is not None and not self._run.answered:
+            raise Refused("exec while another one runs")
         job = make_job(header, source)
-        if not self.ready:
-            require(self._engine is not None, "exec after the engine has ended")
+        if self._run is not None or not self.ready:
+            if self._engine is None:
+                raise Refused("exec after the engine has ended")
             self._postponed.append((header, source))
             return
         self._machine.correct_clock(header["wall_clock_ns"])
         run, self._run, self._next = self._next, self._next, None
         run.begin(header["id"], job)
-        self._write(run.job)
+        self._write(run, run.job)
         if self._output_paused:
             self._watch_output(run)
         if run.listener is None:
-            self._want_continuously()
+            self._want_continuously(run)
 
     def _stdin(self, header, body):
         run = self._run
-        if run is None or header.get("id") != run.id:
+        if run is None or header.get("id") != run.id or run.answered:
             return  # it has ended meanwhile
-        require(len(body) <= run.credit, f"{len(body)} bytes of stdin against a credit of {run.credit}")
+        if len(body) > run.credit:
+            raise Refused(f"{len(body)} bytes of stdin against a credit of {run.credit}")
         run.credit -= len(body)
         if not run.stdin.ending:
             run.stdin.waiting += body
             run.stdin.ending = header.get("eof") is True
-            self._write_stdin()
+            self._write_stdin(run)
 
     def _cancel(self, header, _):
         run, grace_ms = self._run, header.get("grace_ms", DEFAULT_GRACE_MS)
-        require(is_whole(grace_ms, 0), "cancel: grace_ms is not a time")
+        if type(grace_ms) is not int or grace_ms < 0:
+            raise Refused("cancel: grace_ms is not a time")
         if self._postponed and header.get("id") == self._postponed[0][0]["id"]:
             self._postponed.append((header, b""))
-        elif run is not None and header.get("id") == run.id and run.status is None:
+        elif run is not None and header.get("id") == run.id and run.status is None and not run.answered:
             run.deadline = time.monotonic() + grace_ms / 1000
             interrupt(run.pid)
 
@@ -343,15 +359,14 @@ class Runner:
             run.forked = True
         elif what == b"failed" or not self._greeted:
             raise Fatal("the engine could not fork a child")  # and has said why
-        else:  # what is running may go on; the next exec is refused
+        else:  # what runs may go on, but nothing comes after it
             self._forget(self._engine.fileno())
             self._engine = None
             self._take_postponed()
             return
         if run.ready:
             prctl(PR_SET_CHILD_SUBREAPER, 0)
-            for descriptor in (run.stdout, run.stderr):
-                self._watch(descriptor, self._on_output)
+            self._watch_output(run)
             self._watch(run.report, self._on_report)
             self._watch(run.pidfd, self._on_exit)
             self._watch(run.stdin_opens, self._on_stdin_opened)
@@ -367,38 +382,64 @@ class Runner:
     # The run
 
     def _on_output(self, descriptor, _):
+        run = self._run
         data = os.read(descriptor, MAX_OUTPUT)
         if data:
-            self._send(self._run.headers[descriptor], data)
+            self._send(run.headers[descriptor], data)
         else:
-            self._on_end(descriptor)
+            self._close(run, descriptor)
+        if run.ended_ns is not None:
+            self._answer_if_drained(run)
 
     def _on_report(self, descriptor, _):
+        run = self._run
         data = os.read(descriptor, MAX_OUTPUT)
-        if data and len(self._run.reported) <= MAX_REPORT:
-            self._run.reported += data
+        if data and len(run.reported) < MAX_REPORT:
+            run.told(data)
+            if run.exit_code is not None:
+                run.ended_ns = time.monotonic_ns()
         else:
-            self._on_end(descriptor)
-
-    def _on_end(self, descriptor):
-        self._close(self._run, descriptor)
-        self._finish_if_over()
+            self._close(run, descriptor)
+        if run.ended_ns is not None:
+            self._answer_if_drained(run)
 
     def _on_exit(self, pidfd, _):
         run = self._run
         if run is None:
-            raise Fatal("the child that waited for code has ended")
-        run.ended_ns = time.monotonic_ns()
+            raise Fatal("the process that waited for code has ended")
         run.status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         self._close(run, pidfd)
-        self._machine.kill_run()  # what it leaves behind, and what may hold its pipes
+        if run.ended_ns is None:
+            run.ended_ns = time.monotonic_ns()
+            self._machine.kill_run()  # what it leaves behind, and what may hold its pipes
         run.deadline = time.monotonic() + DRAIN_S
-        self._finish_if_over()
+        self._answer_if_drained(run)
 
-    def _on_deadline(self):
-        run = self._run
-        if run is None or run.deadline is None:
-            return
+    def _answer_if_drained(self, run):
+        """Sends the result when all that the code has put out is sent, and clears up when its process has been reaped.
+
+        A process that has said its exit code does nothing more that anybody could see: nobody waits until the kernel
+        has taken it apart. Of one that ends in another way the pipes must have ended first."""
+        if not run.answered:
+            for descriptor in (run.stdout, run.stderr):
+                if descriptor in run.unended and (run.exit_code is None or unread(descriptor)):
+                    return
+            if run.exit_code is None and run.unended:
+                return
+            killed = run.exit_code is None and run.status.si_code != os.CLD_EXITED and run.status.si_status == signal.SIGKILL
+            self._send(run.result(out_of_memory=killed and self._machine.ran_out_of_memory()))
+            run.answered = True
+            run.deadline = None
+            if run.status is None:
+                self._machine.kill_run()
+        if run.status is not None:
+            self._run = None
+            for descriptor in list(run.descriptors):
+                self._close(run, descriptor)
+            if self._engine is not None:
+                self._fork()
+
+    def _on_deadline(self, run):
         if run.status is None:  # the grace is over
             run.deadline = None
             self._machine.kill_run()
@@ -407,116 +448,113 @@ class Runner:
         else:  # a process has fled from the cgroup, and holds a pipe: nobody waits for it
             for descriptor in list(run.unended):
                 self._close(run, descriptor)
-            self._finish_if_over()
+            self._answer_if_drained(run)
 
-    def _finish_if_over(self):
-        run = self._run
-        if run.status is None or run.unended:
-            return
-        killed = run.status.si_code != os.CLD_EXITED and run.status.si_status == signal.SIGKILL
-        self._send(run.result(out_of_memory=killed and self._machine.ran_out_of_memory()))
-        self._run = None
-        for descriptor in list(run.descriptors):
-            self._close(run, descriptor)
-        if self._engine is not None:
-            self._fork()
-
-    def _write(self, writer):
+    def _write(self, run, writer):
         if not writer.write():
             self._watch(writer.descriptor, self._on_writable, select.EPOLLOUT)
         elif writer.ending:
-            self._close(self._run, writer.descriptor)
-        else:
+            self._close(run, writer.descriptor)
+        elif writer.descriptor in self._handlers:
             self._forget(writer.descriptor)
 
     def _on_writable(self, descriptor, _):
-        if descriptor == self._run.stdin.descriptor:
-            self._write_stdin()
+        run = self._run
+        if descriptor == run.stdin.descriptor:
+            self._write_stdin(run)
         else:
-            self._write(self._run.job)
+            self._write(run, run.job)
 
     # Standard input
 
-    def _write_stdin(self):
-        self._write(self._run.stdin)
-        if self._run.wants_continuously:
-            self._top_up()
+    def _write_stdin(self, run):
+        self._write(run, run.stdin)
+        if run.wants_continuously:
+            self._top_up(run)
 
     def _on_stdin_wanted(self, *_):
         run = self._run
         wanted = run.listener.wanted()
         if wanted == stdin_demand.CONTINUOUSLY:
-            self._want_continuously()
+            self._want_continuously(run)
         elif wanted and not run.stdin.ending and not run.wants_continuously:
-            self._grant(min(wanted, MAX_CREDIT) - run.credit - len(run.stdin.waiting) - unread(run.stdin.descriptor))
+            missing = min(wanted, MAX_CREDIT) - run.credit - len(run.stdin.waiting) - unread(run.stdin.descriptor)
+            if missing > 0:
+                self._grant(run, missing)
 
     def _on_stdin_opened(self, descriptor, _):
-        self._close(self._run, descriptor)
-        self._want_continuously()
-
-    def _want_continuously(self):
-        self._run.wants_continuously = True
-        self._top_up()
-
-    def _top_up(self):
-        """Keeps the host sending, as long as the code takes what it sends out of the pipe."""
         run = self._run
+        self._close(run, descriptor)
+        self._want_continuously(run)
+
+    def _want_continuously(self, run):
+        run.wants_continuously = True
+        self._top_up(run)
+
+    def _top_up(self, run):
+        """Keeps the host sending, as long as the code takes what it sends out of the pipe."""
         if not run.stdin.ending and not run.stdin.waiting and run.credit < MAX_CREDIT // 2:
-            self._grant(MAX_CREDIT - run.credit)
+            self._grant(run, MAX_CREDIT - run.credit)
 
-    def _grant(self, size):
-        if size > 0:
-            self._run.credit += size
-            self._send({"type": "stdin-credit", "id": self._run.id, "bytes": size}, urgent=True)
-
-
-def is_whole(value, least):
-    return type(value) is int and least <= value < 2**63
-
-
-def is_hex(text, group_sizes):
-    return isinstance(text, str) and text.isascii() and all(map(str.isalnum, text.split("-"))) and (
-        tuple(map(len, text.split("-"))) == group_sizes and set(text.lower()) <= set("0123456789abcdef-")
-    )
+    def _grant(self, run, size):
+        run.credit += size
+        self._send(f'{{"type":"stdin-credit","id":{run.id},"bytes":{size}}}'.encode(), urgent=True)
 
 
 def make_job(header, source):
     """The exec as its process takes it, if it is as the protocol has it."""
+    identifier, wall_clock_ns = header.get("id"), header.get("wall_clock_ns")
     mode, filename, argv, env = header.get("mode"), header.get("filename"), header.get("argv"), header.get("env")
-    require(is_whole(header.get("id"), 1), "exec: id is not positive")
-    require(is_whole(header.get("wall_clock_ns"), 1), "exec: wall_clock_ns is not a time")
-    require(mode in ("code", "script"), "exec: mode is neither code nor script")
-    require(is_text(filename), "exec: filename is no text")
-    require(mode == "code" or os.path.basename(filename) not in ("", ".", ".."), "exec: filename names no file")
-    require(isinstance(argv, list) and argv and all(map(is_text, argv)), "exec: argv is not a list of texts")
-    require(isinstance(env, dict) and all(map(is_text, env.values())), "exec: env is not an object of texts")
-    require(all(is_text(name) and name and "=" not in name for name in env), "exec: env has an impossible name")
-    show_result = header.get("show_result") is True
-    return marshal.dumps((mode, filename, argv, env, show_result, source))
+    if type(identifier) is not int or identifier <= 0:
+        raise Refused("exec: id is not a positive number")
+    if type(wall_clock_ns) is not int or wall_clock_ns <= 0:
+        raise Refused("exec: wall_clock_ns is not a time")
+    if mode != "code" and mode != "script":
+        raise Refused("exec: mode is neither code nor script")
+    if type(argv) is not list or not argv or type(env) is not dict:
+        raise Refused("exec: argv is not a list, or env is not an object")
+    for text in (filename, *argv, *env, *env.values()):
+        if type(text) is not str or "\0" in text:
+            raise Refused("exec: filename, argv and env are made of texts")
+    if mode == "script" and filename.rpartition("/")[2] in ("", ".", ".."):
+        raise Refused("exec: filename names no file")
+    for name in env:
+        if not name or "=" in name:
+            raise Refused("exec: env has an impossible name")
+    return marshal.dumps((mode, filename, argv, env, header.get("show_result") is True, source))
 
 
-def is_text(value):
-    return isinstance(value, str) and "\0" not in value
-
-
-def read_report(data):
-    """The repr and the error that a process has reported: of a report that is missing or not in order, neither. The
-    code can have interfered."""
+def read_report(data, limit):
+    """The last two members of a result's header, from what a process has reported of its code. If that is missing or not
+    in order (the code can have interfered) there is neither a repr nor an error."""
+    line, _, _ = data.partition(b"\n")
+    nothing = b'"result_repr":null,"error":null}'
+    if not line:
+        return nothing
     try:
-        report = json.loads(data)
+        report = json.loads(line)
         result_repr, error = report["result_repr"], report["error"]
-        if error is not None:
-            error = {name: cut(error[name]) for name in ("type", "message", "traceback")}
-        return None if result_repr is None else cut(result_repr), error
+        size = MAX_TEXT
+        while True:
+            members = {
+                "result_repr": None if result_repr is None else cut(result_repr, size),
+                "error": None if error is None else {
+                    name: cut(error[name], size) for name in ("type", "message", "traceback")
+                },
+            }
+            members = _to_json(members).encode()[1:]
+            if len(members) <= limit:
+                return members
+            size //= 2  # four texts of control characters: JSON makes six bytes of each
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None, None
+        return nothing
 
 
-def cut(text, limit=MAX_TEXT):
-    """A text within its limit, and without the half characters that are no UTF-8."""
+def cut(text, size):
+    """A text within its limit, and without the half characters that UTF-8 does not have."""
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= size else text[: size - 3] + "..."
 
 
 def interrupt(pid):
@@ -529,7 +567,7 @@ def interrupt(pid):
 
 def unread(pipe):
     """How many bytes wait in a pipe."""
-    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), "little")
 
 
 def watch_opens(pipe):
@@ -562,11 +600,11 @@ def open_port():
 
 
 def start_engine():
-    """Returns the socket by which it is spoken to. It has one of its own interpreter: an ordinary one, not `python -I`."""
+    """Returns the socket by which it is spoken to. It is an ordinary interpreter, not `python -I`: code sees its flags."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # python asks of its standard streams what they are when it starts: as in a run, they are pipes.
     source, sink = os.pipe()
-    places = ((source, 0), (sink, 1), (sink, 2), (its.fileno(), ENGINE_CONTROL))
+    places = ((source, 0), (sink, 1), (sink, 2), (its.fileno(), ENGINE_CONTROL))  # in this order: one may be at 3
     os.posix_spawn(
         PYTHON, [PYTHON, f"{sys.path[0]}/engine_{ENGINE}.py"], os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, descriptor, place) for descriptor, place in places],
@@ -611,9 +649,9 @@ def main():
     near, far = socket.socketpair()
     runner = Runner(engine, Channel(near.detach()))
     rehearse(runner, Channel(far.detach()))
-    runner.say_ready(channel, version)
     gc.collect()
     gc.freeze()  # the collector leaves what is there alone, and so its pages
+    runner.say_ready(channel, version)
     while True:
         runner.step()
 

@@ -1,15 +1,16 @@
+using System.Buffers;
 using System.Text;
 using Dh.Guest;
 
 namespace Dh.Cli;
 
-/// <summary>Output for the JSON object: the first <see cref="Limit"/> bytes of each stream are kept, the rest is counted as cut.</summary>
+/// <summary>Output for the JSON object: the first <see cref="Limit"/> bytes of each stream are kept, the rest is dropped.</summary>
 internal sealed class CapturedOutput : IOutputSink
 {
     public const int Limit = 16 << 20;
 
-    private readonly MemoryStream _output = new();
-    private readonly MemoryStream _error = new();
+    private readonly ArrayBufferWriter<byte> _output = new();
+    private readonly ArrayBufferWriter<byte> _error = new();
 
     public string Output => Text(_output);
 
@@ -33,12 +34,12 @@ internal sealed class CapturedOutput : IOutputSink
         return ValueTask.CompletedTask;
     }
 
-    private static bool Append(MemoryStream kept, ReadOnlySpan<byte> bytes)
+    private static bool Append(ArrayBufferWriter<byte> kept, ReadOnlySpan<byte> bytes)
     {
-        int room = (int)Math.Min(bytes.Length, Limit - kept.Length);
+        int room = Math.Min(bytes.Length, Limit - kept.WrittenCount);
         kept.Write(bytes[..room]);
         return room < bytes.Length;
     }
 
-    private static string Text(MemoryStream kept) => Encoding.UTF8.GetString(kept.GetBuffer(), 0, (int)kept.Length);
+    private static string Text(ArrayBufferWriter<byte> kept) => Encoding.UTF8.GetString(kept.WrittenSpan);
 }

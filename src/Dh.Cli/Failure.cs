@@ -8,8 +8,8 @@ namespace Dh.Cli;
 /// <summary>What an error is to the user: one line on stderr, an exit code, a reason for programs.</summary>
 internal static class Failure
 {
-    public static bool IsExpected(Exception error) =>
-        error is DhException or LinuxException or IOException or UnauthorizedAccessException or PlatformNotSupportedException;
+    // What the parser adds to every mistyped command.
+    private const string MissingCommand = "Required command was not provided.";
 
     public static ExitCode CodeOf(Exception error) => (error as DhException)?.Reason switch
     {
@@ -30,26 +30,25 @@ internal static class Failure
 
     public static ExitCode Report(Exception error)
     {
-        Console.Error.WriteLine($"dh: {MessageOf(error)}");
+        Console.Error.WriteLine(IsExpected(error) ? $"dh: {MessageOf(error)}" : $"dh: internal error: {error}");
         return CodeOf(error);
     }
 
     /// <summary>The parser's errors, with its suggestions, as any other error of this program.</summary>
     public static ExitCode ReportParseErrors(ParseResult parsed, ExecCommand exec)
     {
+        string[] errors = [.. parsed.Errors.Select(error => error.Message).Where(message => parsed.Errors.Count == 1 || message != MissingCommand)];
         using var text = new StringWriter();
         if (parsed.Action is ParseErrorAction action)
         {
             action.ShowHelp = false;
             parsed.Invoke(new InvocationConfiguration { Error = text, Output = text });
         }
-        else
-        {
-            text.WriteLine(string.Join('\n', parsed.Errors.Select(error => error.Message)));
-        }
 
-        string line = string.Join(' ', text.ToString().Split('\n', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries));
-        var failure = new DhException(DhErrorReason.Usage, $"{line} See: {CommandName(parsed)} --help");
+        var suggestions = text.ToString()
+            .Split('\n', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries)
+            .Where(line => !parsed.Errors.Any(error => error.Message == line));
+        var failure = new DhException(DhErrorReason.Usage, $"{string.Join(' ', errors.Concat(suggestions))} See: {CommandName(parsed)} --help");
         if (exec.WantsJson(parsed))
         {
             ExecOutput.Of(failure, TimeSpan.Zero).WriteTo(Console.OpenStandardOutput());
@@ -58,6 +57,10 @@ internal static class Failure
 
         return Report(failure);
     }
+
+    /// <summary>Whether the message says it all; otherwise it is a mistake in this program.</summary>
+    private static bool IsExpected(Exception error) =>
+        error is DhException or LinuxException or IOException or UnauthorizedAccessException or PlatformNotSupportedException;
 
     private static string CommandName(ParseResult parsed)
     {

@@ -2,8 +2,6 @@ using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
-using Dh.Guest;
-using Dh.Sandboxes;
 using Dh.Snapshots;
 
 namespace Dh.Cli;
@@ -91,12 +89,12 @@ internal sealed record CheckOutput(string Name, bool Ok, bool Required, string D
 internal sealed partial class JsonOutput : JsonSerializerContext
 {
     // The output is for terminals and programs, not for a page: only what JSON itself demands is escaped.
-    private static readonly JsonWriterOptions Options = new() { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+    private static readonly JsonWriterOptions Readable = new() { Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
 
     /// <summary>Writes one object and a line break.</summary>
     public static void Write<T>(Stream stream, T value, JsonTypeInfo<T> type)
     {
-        using (var writer = new Utf8JsonWriter(stream, Options))
+        using (var writer = new Utf8JsonWriter(stream, Readable))
         {
             JsonSerializer.Serialize(writer, value, type);
         }

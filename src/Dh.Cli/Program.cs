@@ -43,7 +43,7 @@ internal static class Program
             // Signals are the commands' own business (Interruption).
             return await parsed.InvokeAsync(new InvocationConfiguration { EnableDefaultExceptionHandler = false, ProcessTerminationTimeout = null });
         }
-        catch (Exception error) when (Failure.IsExpected(error))
+        catch (Exception error)
         {
             return (int)Failure.Report(error);
         }

@@ -79,6 +79,30 @@ public sealed class Userfaultfd : IDisposable
         _handle = handle;
     }
 
+    /// <summary>
+    /// Takes ownership of a descriptor that a peer sent as its userfaultfd, if it is one, and makes it non-blocking: poll(2) reports a
+    /// blocking one as an error, and a read of it waits for ever.
+    /// </summary>
+    /// <param name="handle">The descriptor; the caller keeps it when the answer is null.</param>
+    /// <returns>Null when it is something else.</returns>
+    /// <exception cref="LinuxException">Its flags cannot be changed.</exception>
+    public static Userfaultfd? FromPeer(SafeFileHandle handle)
+    {
+        ArgumentNullException.ThrowIfNull(handle);
+        if (new FileInfo($"/proc/self/fd/{handle.DangerousGetHandle()}").LinkTarget != "anon_inode:[userfaultfd]")
+        {
+            return null;
+        }
+
+        int flags = Libc.Fcntl(handle, F_GETFL, 0);
+        if (flags < 0 || Libc.Fcntl(handle, F_SETFL, flags | O_NONBLOCK) < 0)
+        {
+            throw LinuxException.Last("fcntl O_NONBLOCK");
+        }
+
+        return new Userfaultfd(handle);
+    }
+
     /// <summary>The descriptor, for polling and passing on.</summary>
     public SafeFileHandle Handle => _handle;
 

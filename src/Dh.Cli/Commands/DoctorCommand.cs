@@ -1,10 +1,10 @@
 using System.CommandLine;
-using System.Diagnostics;
 using System.Globalization;
 using System.Runtime.InteropServices;
 using Dh.Linux;
 using Dh.Snapshots;
 using Dh.Vmm;
+using Dh.Vmm.Qemu;
 
 namespace Dh.Cli;
 
@@ -13,7 +13,6 @@ internal sealed class DoctorCommand : Command
 {
     private const long NeededMemoryMib = 1024;
     private const long NeededDiskMib = 4096;
-    private static readonly TimeSpan VersionLimit = TimeSpan.FromSeconds(5);
 
     private readonly Option<bool> _json = new("--json") { Description = "Print one JSON object on stdout. (Also: DH_JSON=1)" };
 
@@ -104,27 +103,14 @@ internal sealed class DoctorCommand : Command
     private static async Task<CheckOutput> QemuAsync()
     {
         const string name = "QEMU";
-        const string program = "qemu-system-x86_64";
-        const string advice = "apt-get install qemu-system-x86 (7.2 or later)";
-        if (Find(program) is not { } path)
-        {
-            return new(name, false, Required: true, $"there is no {program}", advice);
-        }
-
-        using var process = Process.Start(new ProcessStartInfo(path, "--version") { RedirectStandardOutput = true, RedirectStandardInput = true })!;
-        using var limit = new CancellationTokenSource(VersionLimit);
         try
         {
-            string text = await process.StandardOutput.ReadToEndAsync(limit.Token);
-            await process.WaitForExitAsync(limit.Token);
-            string version = text.Split('\n')[0].Replace("QEMU emulator version ", "", StringComparison.Ordinal);
-            bool fits = System.Version.TryParse(version.Split(' ')[0], out var parsed) && parsed >= new Version(7, 2);
-            return new(name, fits, Required: true, $"{path}, {version}", fits ? null : advice);
+            var qemu = await QemuBinary.FindAsync();
+            return new(name, true, Required: true, $"{qemu.Path}, {qemu.Version}", null);
         }
-        catch (OperationCanceledException)
+        catch (Exception error) when (error is DhException or OperationCanceledException)
         {
-            process.Kill();
-            return new(name, false, Required: true, $"{path} --version did not end within {VersionLimit.TotalSeconds} s", advice);
+            return new(name, false, Required: true, error.Message, $"apt-get install qemu-system-x86 ({QemuBinary.Oldest} or later)");
         }
     }
 

@@ -76,7 +76,8 @@ internal sealed class ExecCommand : Command
                 break;
             }
 
-            left.Add(TakesValue(arg) && i + 1 < args.Length ? $"{arg}={args[++i]}" : arg);
+            string? value = TakesValue(arg) && i + 1 < args.Length ? args[++i] : null;
+            left.AddRange(value switch { null => [arg], "" => [arg, ""], _ => [$"{arg}={value}"] });
         }
 
         return [.. left];
@@ -111,7 +112,7 @@ internal sealed class ExecCommand : Command
 
             return (int)code;
         }
-        catch (Exception error) when (json && Failure.IsExpected(error))
+        catch (Exception error) when (json)
         {
             var output = ExecOutput.Of(error, Stopwatch.GetElapsedTime(started));
             output.WriteTo(Console.OpenStandardOutput());

@@ -32,6 +32,7 @@ internal sealed class PrepareCommand : Command
         }
 
         _vmm.AcceptOnlyFromAmong("auto", "qemu", "firecracker");
+        _accelerator.AcceptOnlyFromAmong("auto", "kvm", "tcg");
         SetAction((parsed, _) => RunAsync(parsed));
     }
 
@@ -118,7 +119,8 @@ internal sealed class PrepareCommand : Command
         {
             string line = value.Detail is null ? value.Step : $"{value.Step}: {value.Detail}";
             task.Description = Markup.Escape(line.Length > ShownLength ? line[..ShownLength] : line);
-            task.Value = value.Fraction ?? task.Value;
+            task.IsIndeterminate = value.Fraction is null;
+            task.Value = value.Fraction ?? 0;
         }
     }
 }

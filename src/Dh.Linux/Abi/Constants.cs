@@ -11,6 +11,8 @@ internal static class Constants
     public const int O_DIRECTORY = 0x10000;
     public const int O_NOFOLLOW = 0x20000;
     public const int O_CLOEXEC = 0x80000;
+    public const int F_GETFL = 3;
+    public const int F_SETFL = 4;
     public const int F_DUPFD_CLOEXEC = 1030;
     public const int SEEK_DATA = 3;
     public const int SEEK_HOLE = 4;

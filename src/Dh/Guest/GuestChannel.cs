@@ -18,7 +18,7 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
     private readonly SemaphoreSlim _writing = new(1, 1);
     private byte[] _header = new byte[4096];
     private byte[] _body = new byte[64 * 1024];
-    private byte[] _input = new byte[16 * 1024];
+    private readonly byte[] _input = new byte[16 * 1024];
     private int _inputStart;
     private int _inputEnd;
 

@@ -15,6 +15,9 @@ internal sealed class GuestMemory : IDisposable
 
     private static readonly TimeSpan RefusalPause = TimeSpan.FromMilliseconds(1);
 
+    /// <summary>Events that are read at a time: a guest that makes them faster than they are read must not keep the copies out for ever.</summary>
+    private const int MaxEventBatches = 64;
+
     private readonly Userfaultfd _uffd;
     private readonly IMemorySource _source;
     private readonly ReaderWriterLockSlim _events = new();
@@ -88,14 +91,17 @@ internal sealed class GuestMemory : IDisposable
         return true;
     }
 
-    /// <summary>Reads all events that wait and records what was removed.</summary>
+    /// <summary>
+    /// Reads the events that wait and records what was removed. Should some be left, no copy goes wrong: the kernel refuses copies as long
+    /// as a REMOVE was not read.
+    /// </summary>
     public void ReadEvents()
     {
         Span<UserfaultfdEvent> events = stackalloc UserfaultfdEvent[32];
         _events.EnterWriteLock();
         try
         {
-            for (int count; (count = _uffd.ReadEvents(events)) > 0;)
+            for (int batch = 0, count; batch < MaxEventBatches && (count = _uffd.ReadEvents(events)) > 0; batch++)
             {
                 foreach (var e in events[..count])
                 {
@@ -124,8 +130,14 @@ internal sealed class GuestMemory : IDisposable
             alive &= _uffd.Unregister(region.BaseHostVirtAddr, region.Size);
         }
 
-        // A thread that had queued its REMOVE before the unregistering waits until it is read.
-        ReadEvents();
+        // A thread that entered madvise before the unregistering waits until its REMOVE is read, and it may not have queued it yet. As long
+        // as there is one, the kernel answers EAGAIN to whatever is placed; after that, ENOENT, because nothing is registered any more.
+        long refusedSince = 0;
+        while (_uffd.ZeroPage(Regions[0].BaseHostVirtAddr, Regions[0].PageSize).Outcome == PagePlacement.Again)
+        {
+            AwaitChange(ref refusedSince, Regions[0].BaseHostVirtAddr);
+        }
+
         return alive;
     }
 

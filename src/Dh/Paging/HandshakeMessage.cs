@@ -46,6 +46,11 @@ internal static class HandshakeMessage
         {
             throw new PageServerException($"The handshake is refused: malformed JSON at byte {e.BytePositionInLine}.", e);
         }
+        catch (InvalidOperationException e)
+        {
+            // A name that is no UTF-8, or escapes half of a surrogate pair.
+            throw new PageServerException("The handshake is refused: malformed text in a member's name.", e);
+        }
     }
 
     private static List<GuestRegion>? ReadRegions(ref Utf8JsonReader reader)

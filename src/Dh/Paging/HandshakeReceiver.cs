@@ -65,7 +65,8 @@ internal static class HandshakeReceiver
                 var regions = HandshakeMessage.TryParse(buffer.AsSpan(0, length));
                 if (regions is not null && descriptors.Count == 1)
                 {
-                    var uffd = new Userfaultfd(descriptors[0]);
+                    var uffd = Userfaultfd.FromPeer(descriptors[0])
+                        ?? throw new PageServerException("The handshake is refused: its descriptor is no userfaultfd.");
                     descriptors.Clear();
                     return (regions, uffd);
                 }

@@ -248,12 +248,23 @@ public sealed class PageServer : IAsyncDisposable
         _connection?.Dispose();
         _accepted?.Dispose();
         _listener?.Dispose();
-        if (_socketPath is not null)
-        {
-            File.Delete(_socketPath);
-        }
-
+        DeleteSocket();
         _source.Dispose();
         _ended.SetResult();
+    }
+
+    private void DeleteSocket()
+    {
+        try
+        {
+            if (_socketPath is not null)
+            {
+                File.Delete(_socketPath);
+            }
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // Its directory went first: there is nothing left to delete.
+        }
     }
 }

@@ -1,0 +1,68 @@
+# The one entry point. `make` lists the targets.
+
+SHELL := /bin/bash -o pipefail
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test check bench install clean
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+DH := bin/dh
+
+# qemu, mmdebstrap and what follows are used by `dh`; gcc and the libraries by its build.
+PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs xz-utils uidmap debian-archive-keyring gcc libc6-dev zlib1g-dev
+# What publishing reads; bin/dh is made again when one of them is newer.
+SOURCES := $(shell find src native guest templates \( -name obj -o -name bin \) -prune -o -type f -print 2>/dev/null) \
+	Directory.Build.props Directory.Packages.props global.json
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Install the Debian packages that are missing; check the SDK
+	@command -v dotnet >/dev/null && dotnet --version >/dev/null || \
+		{ echo "make setup: the .NET SDK that global.json asks for is missing: https://dotnet.microsoft.com/download" >&2; exit 1; }
+	@missing=$$(for package in $(PACKAGES); do \
+		dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing" $$missing; \
+		$(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; \
+	fi
+
+build: $(DH) ## Make bin/dh, with native/, guest/ and templates/ beside it
+
+$(DH): $(SOURCES)
+	dotnet publish src/Dh.Cli -c Release -o bin --nologo -v quiet
+	@touch $@
+
+demo: setup build ## Prepare a Python snapshot and run code in it
+	$(DH) vm prepare
+	$(DH) exec --verbose -c "print('Hello from UFFD!')"
+	$(DH) exec -c "1+1"
+	$(DH) exec --json -c "1+1"
+	$(DH) exec -c "import sys; sys.exit(7)"; test $$? -eq 7
+	DH_VM_NO_UFFD=1 $(DH) exec -c "print('same')"
+	seq 5 | $(DH) exec -c "import sys; print(sum(map(int, sys.stdin)))"
+
+test: setup build ## Run all tests; the last line counts them
+	@log=$$(mktemp); \
+	dotnet test --solution Dh.slnx 2>&1 | tee $$log; code=$$?; \
+	awk '/^  succeeded:/{p=$$2}/^  failed:/{f=$$2}/^  skipped:/{s=$$2}END{printf "%d passed, %d failed, %d skipped\n",p,f,s}' $$log; \
+	rm -f $$log; exit $$code
+
+check: setup ## Formatting, analyzers as errors, AOT without a warning
+	dotnet format Dh.slnx --verify-no-changes
+	dotnet build Dh.slnx --nologo -v quiet -warnaserror
+	dotnet publish src/Dh.Cli -c Release -o bin --nologo -v quiet -warnaserror
+	$(DH) --version
+
+bench: setup build ## Measure what SPECIFICATION.md promises; results go to bench/results/
+	dotnet run --project bench/Dh.Benchmarks -c Release
+
+install: build ## Install to PREFIX (default /usr/local)
+	install -d $(DESTDIR)$(PREFIX)/lib/dh $(DESTDIR)$(PREFIX)/bin
+	cp -R bin/. $(DESTDIR)$(PREFIX)/lib/dh/
+	ln -sfn ../lib/dh/dh $(DESTDIR)$(PREFIX)/bin/dh
+
+clean: ## Remove what was built; snapshots stay (dh vm clean)
+	rm -rf bin artifacts TestResults
+	find src test bench samples \( -name obj -o -name bin \) -type d -prune -exec rm -rf {} +

@@ -1,0 +1,87 @@
+using System.Globalization;
+using System.IO.Hashing;
+using System.Text;
+
+namespace Dh.Vmm.Qemu;
+
+/// <summary>What QEMU is started for.</summary>
+internal enum QemuPurpose
+{
+    /// <summary>To boot an image; its memory is the shared file that becomes the snapshot's.</summary>
+    Boot,
+
+    /// <summary>To restore a snapshot.</summary>
+    Restore,
+}
+
+/// <summary>The descriptor numbers that QEMU inherits.</summary>
+internal readonly record struct QemuDescriptors(int Qmp, int Channel, int Console);
+
+/// <summary>
+/// QEMU's arguments, from a machine description: a pure function that booting and restoring share, because whatever is part of the device
+/// state must be the same for both. They differ only in where memory comes from, in <c>-incoming</c>, and in TCG's code buffer.
+/// </summary>
+internal static class QemuCommandLine
+{
+    /// <summary>The name of the guest channel's port.</summary>
+    public const string ChannelName = "dh.channel";
+
+    // The size of TCG's code buffer is no machine state: a restored machine runs briefly, and a small buffer keeps its memory small.
+    private const int RestoreCodeBufferMib = 32;
+
+    /// <summary>The arguments, without the program.</summary>
+    /// <param name="machine">The machine.</param>
+    /// <param name="purpose">Boot or restore.</param>
+    /// <param name="memoryPath">The shared memory file of a boot; null for a restore, whose memory the preload library provides.</param>
+    /// <param name="descriptors">What QEMU inherits.</param>
+    public static IReadOnlyList<string> Build(MachineDescription machine, QemuPurpose purpose, string? memoryPath, QemuDescriptors descriptors)
+    {
+        string size = $"{machine.MemoryMib}M";
+        string codeBuffer = purpose == QemuPurpose.Restore ? $",tb-size={RestoreCodeBufferMib}" : "";
+        string memory = purpose == QemuPurpose.Boot
+            ? $"memory-backend-file,id=ram0,size={size},mem-path={Escape(memoryPath!)},share=on"
+            : $"memory-backend-ram,id=ram0,size={size}";
+        List<string> arguments =
+        [
+            "-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot", "-S",
+            "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+            "-object", memory,
+            "-machine", "microvm,memory-backend=ram0,dump-guest-core=off,mem-merge=off,x-option-roms=off,usb=off,pcie=off",
+            "-global", "apic-common.vapic=off",
+            "-accel", machine.Accelerator == Accelerator.Kvm ? "kvm" : $"tcg,thread=multi{codeBuffer}",
+            // Emulating AVX costs more than it gives; spec-ctrl is what TCG lacks of this model. KVM guests get no nested virtualization.
+            "-cpu", machine.Accelerator == Accelerator.Kvm ? "host,svm=off,vmx=off" : "Nehalem,spec-ctrl=off",
+            "-smp", machine.Cpus.ToString(CultureInfo.InvariantCulture),
+            "-m", size,
+            "-chardev", $"socket,id=qmp,fd={descriptors.Qmp}", "-mon", "chardev=qmp,mode=control",
+            "-chardev", $"socket,id=console,fd={descriptors.Console}", "-serial", "chardev:console",
+            "-chardev", $"socket,id=channel,fd={descriptors.Channel}",
+            "-device", "virtio-serial-device,max_ports=2", "-device", $"virtserialport,chardev=channel,name={ChannelName}",
+            "-drive", $"if=none,id=root,file={Escape(machine.RootDiskPath)},format=raw,read-only=on,file.locking=off", "-device", "virtio-blk-device,drive=root",
+            "-kernel", machine.KernelPath, "-initrd", machine.InitrdPath, "-append", KernelArguments(machine),
+        ];
+        if (purpose == QemuPurpose.Restore)
+        {
+            arguments.AddRange(["-incoming", "defer"]);
+        }
+
+        return arguments;
+    }
+
+    /// <summary>A hash of what booting and restoring must have in common, for the manifest.</summary>
+    /// <param name="machine">The machine; its paths do not count.</param>
+    public static string MachineHash(MachineDescription machine)
+    {
+        var withoutPaths = machine with { KernelPath = "kernel", InitrdPath = "initrd", RootDiskPath = "root.img" };
+        var arguments = Build(withoutPaths, QemuPurpose.Boot, "memory", new QemuDescriptors(0, 1, 2));
+        return Convert.ToHexStringLower(XxHash128.Hash(Encoding.UTF8.GetBytes(string.Join('\n', arguments))));
+    }
+
+    // One guest has one tenant: mitigations inside it protect nobody. 8250.nr_uarts: probing absent ports is slow under TCG.
+    private static string KernelArguments(MachineDescription machine) =>
+        "console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on 8250.nr_uarts=1"
+        + (machine.Accelerator == Accelerator.Tcg ? string.Create(CultureInfo.InvariantCulture, $" tsc=reliable tsc_early_khz={machine.TscKhz}") : "");
+
+    // In QEMU's option syntax a comma ends a value; a doubled one stands for itself.
+    private static string Escape(string path) => path.Replace(",", ",,", StringComparison.Ordinal);
+}

@@ -1,0 +1,237 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Net.Sockets;
+using System.Runtime.InteropServices;
+using Dh.Linux;
+
+namespace Dh.Vmm.Qemu;
+
+/// <summary>
+/// A microVM under QEMU. Monitor, guest channel, console, handshake socket and device state are inherited descriptors: there is no socket
+/// file, and nothing to poll for.
+/// </summary>
+public sealed class QemuVmm : IVmm
+{
+    private const int LastWordsLines = 20;
+
+    private readonly VmmProcess _process;
+    private readonly QmpClient _qmp;
+    private readonly Socket _console;
+    private readonly TailBuffer _consoleTail = new();
+    private readonly string _logPath;
+    private readonly string? _statePath;
+    private readonly int _stateDescriptor;
+
+    private QemuVmm(VmmProcess process, Socket qmp, Socket channel, Socket console, VmmStartOptions options, long startedAt, string? statePath, int stateDescriptor)
+    {
+        _process = process;
+        _console = console;
+        _logPath = Path.Combine(options.RunDirectory, "vmm.log");
+        _statePath = statePath;
+        _stateDescriptor = stateDescriptor;
+        StartedAt = startedAt;
+        GuestChannel = channel;
+        _qmp = new QmpClient(qmp, options.StepTimeLimit, AppendedLastWords);
+        _ = DrainConsoleAsync();
+    }
+
+    /// <inheritdoc/>
+    public int ProcessId => _process.Pid;
+
+    /// <inheritdoc/>
+    public Socket GuestChannel { get; }
+
+    /// <inheritdoc/>
+    public Task<VmmExit> Exited => _process.Exited;
+
+    /// <inheritdoc/>
+    public long StartedAt { get; }
+
+    /// <summary>Starts a machine that will boot when it is resumed.</summary>
+    /// <param name="machine">The machine.</param>
+    /// <param name="memory">The file that is its memory.</param>
+    /// <param name="options">Where and how.</param>
+    /// <param name="cancellationToken">Gives up; nothing is left then.</param>
+    /// <exception cref="DhException">It could not be started; nothing is left.</exception>
+    public static async Task<QemuVmm> BootAsync(MachineDescription machine, MemoryBackend.SharedFile memory, VmmStartOptions options, CancellationToken cancellationToken)
+    {
+        ArgumentNullException.ThrowIfNull(machine);
+        ArgumentNullException.ThrowIfNull(memory);
+        ArgumentNullException.ThrowIfNull(options);
+        var vmm = Start(machine, memory, null, options);
+        try
+        {
+            await vmm._qmp.ConnectAsync(cancellationToken).ConfigureAwait(false);
+            return vmm;
+        }
+        catch
+        {
+            await vmm.DisposeAsync().ConfigureAwait(false);
+            throw;
+        }
+    }
+
+    /// <summary>Starts the restore of a snapshot; <see cref="WaitRestoredAsync"/> completes it.</summary>
+    /// <param name="machine">The machine that was saved.</param>
+    /// <param name="memory">Where its memory comes from; the descriptors in it are closed.</param>
+    /// <param name="statePath">The device state.</param>
+    /// <param name="options">Where and how.</param>
+    /// <param name="cancellationToken">Gives up; nothing is left then.</param>
+    /// <exception cref="DhException">It could not be started; nothing is left.</exception>
+    public static Task<QemuVmm> RestoreAsync(MachineDescription machine, MemoryBackend memory, string statePath, VmmStartOptions options, CancellationToken cancellationToken)
+    {
+        ArgumentNullException.ThrowIfNull(machine);
+        ArgumentNullException.ThrowIfNull(memory);
+        ArgumentNullException.ThrowIfNull(statePath);
+        ArgumentNullException.ThrowIfNull(options);
+        cancellationToken.ThrowIfCancellationRequested();
+        return Task.FromResult(Start(machine, memory, statePath, options));
+    }
+
+    /// <inheritdoc/>
+    public async Task WaitRestoredAsync(CancellationToken cancellationToken)
+    {
+        await _qmp.ConnectAsync(cancellationToken).ConfigureAwait(false);
+        await _qmp.SetMigrationCapabilitiesAsync(cancellationToken).ConfigureAwait(false);
+        try
+        {
+            await _qmp.MigrateIncomingAsync(_stateDescriptor, cancellationToken).ConfigureAwait(false);
+        }
+        catch (DhException e)
+        {
+            throw new DhException(DhErrorReason.Snapshot, $"The device state {_statePath} could not be restored: {e.Message}", e);
+        }
+    }
+
+    /// <inheritdoc/>
+    public Task ResumeAsync(CancellationToken cancellationToken) => _qmp.ExecuteAsync("cont", cancellationToken);
+
+    /// <inheritdoc/>
+    public Task PauseAsync(CancellationToken cancellationToken) => _qmp.ExecuteAsync("stop", cancellationToken);
+
+    /// <inheritdoc/>
+    public async Task SaveStateAsync(string statePath, CancellationToken cancellationToken)
+    {
+        using var file = File.OpenHandle(statePath, FileMode.CreateNew, FileAccess.Write);
+        await _qmp.SetMigrationCapabilitiesAsync(cancellationToken).ConfigureAwait(false);
+        await _qmp.MigrateAsync(file, cancellationToken).ConfigureAwait(false);
+    }
+
+    /// <inheritdoc/>
+    public void Kill() => _process.Kill();
+
+    /// <inheritdoc/>
+    public void LeaveTeardown() => _process.LeaveTeardown();
+
+    /// <inheritdoc/>
+    public string LastWords()
+    {
+        string log = "";
+        try
+        {
+            log = TailBuffer.LastLines(File.ReadAllText(_logPath), LastWordsLines);
+        }
+        catch (IOException)
+        {
+            // The launcher is gone, and the directory with it.
+        }
+
+        string console = _consoleTail.LastLines(LastWordsLines);
+        return string.Join('\n', ((string[])[log, console]).Where(text => text.Length > 0));
+    }
+
+    /// <inheritdoc/>
+    public async ValueTask DisposeAsync()
+    {
+        await _process.DisposeAsync().ConfigureAwait(false);
+        _qmp.Dispose();
+        GuestChannel.Dispose();
+        _console.Dispose();
+    }
+
+    private static QemuVmm Start(MachineDescription machine, MemoryBackend memory, string? statePath, VmmStartOptions options)
+    {
+        var theirs = new List<SafeHandle>();
+        var ours = new List<Socket>();
+        var environment = new Dictionary<string, string>();
+        try
+        {
+            for (int i = 0; i < 3; i++)
+            {
+                var (our, their) = UnixSockets.CreatePair(UnixSocketKind.Stream);
+                ours.Add(new Socket(our));
+                theirs.Add(their);
+            }
+
+            var descriptors = new QemuDescriptors(VmmProcess.FirstDescriptor, VmmProcess.FirstDescriptor + 1, VmmProcess.FirstDescriptor + 2);
+            int state = 0;
+            if (statePath is not null)
+            {
+                state = Inherit(theirs, File.OpenHandle(statePath, FileMode.Open, FileAccess.Read));
+            }
+
+            switch (memory)
+            {
+                case MemoryBackend.Uffd uffd:
+                    environment["DH_HANDSHAKE_FD"] = Number(Inherit(theirs, uffd.Handshake));
+                    environment["DH_USERFAULTFD_FD"] = Number(Inherit(theirs, uffd.Device));
+                    break;
+                case MemoryBackend.File file:
+                    environment["DH_MEMORY_FD"] = Number(Inherit(theirs, File.OpenHandle(file.MemoryPath, FileMode.Open, FileAccess.Read)));
+                    break;
+            }
+
+            if (memory is not MemoryBackend.SharedFile)
+            {
+                environment["LD_PRELOAD"] = options.Installation.PreloadPath;
+                environment["DH_RAM_SIZE"] = machine.MemoryBytes.ToString(CultureInfo.InvariantCulture);
+            }
+
+            var arguments = QemuCommandLine.Build(
+                machine, statePath is null ? QemuPurpose.Boot : QemuPurpose.Restore, (memory as MemoryBackend.SharedFile)?.MemoryPath, descriptors);
+            long startedAt = Stopwatch.GetTimestamp();
+            var process = VmmProcess.Start(options, environment, [QemuBinary.FindPath(), .. arguments], theirs);
+            return new QemuVmm(process, ours[0], ours[1], ours[2], options, startedAt, statePath, state);
+        }
+        catch (Exception e)
+        {
+            ours.ForEach(socket => socket.Dispose());
+            throw e is IOException or UnauthorizedAccessException ? new DhException(DhErrorReason.Snapshot, $"A file of the snapshot cannot be opened: {e.Message}", e) : e;
+        }
+        finally
+        {
+            // The VMM has its own copies; with ours open, its end would not be seen.
+            theirs.ForEach(descriptor => descriptor.Dispose());
+        }
+    }
+
+    private static int Inherit(List<SafeHandle> descriptors, SafeHandle descriptor)
+    {
+        descriptors.Add(descriptor);
+        return VmmProcess.FirstDescriptor + descriptors.Count - 1;
+    }
+
+    private static string Number(int value) => value.ToString(CultureInfo.InvariantCulture);
+
+    private string AppendedLastWords()
+    {
+        string words = LastWords();
+        return words.Length == 0 ? "" : $" Its last words:\n{words}";
+    }
+
+    private async Task DrainConsoleAsync()
+    {
+        byte[] buffer = new byte[4096];
+        try
+        {
+            for (int read; (read = await _console.ReceiveAsync(buffer, SocketFlags.None).ConfigureAwait(false)) > 0;)
+            {
+                _consoleTail.Append(buffer.AsSpan(0, read));
+            }
+        }
+        catch (Exception e) when (e is SocketException or ObjectDisposedException)
+        {
+            // The VMM has ended; what it wrote before is kept.
+        }
+    }
+}

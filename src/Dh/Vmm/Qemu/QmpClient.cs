@@ -1,0 +1,205 @@
+using System.Net.Sockets;
+using System.Text.Json;
+using System.Text.Json.Serialization;
+using System.Text.Json.Serialization.Metadata;
+using System.Threading.Channels;
+using Dh.Linux;
+using Microsoft.Win32.SafeHandles;
+
+namespace Dh.Vmm.Qemu;
+
+/// <summary>
+/// QEMU's monitor protocol over an inherited socketpair (docs/interop/qmp-spec.txt): one command at a time, answers in order, events between them.
+/// </summary>
+internal sealed class QmpClient : IDisposable
+{
+    private const int MaxLineBytes = 1 << 20;
+
+    private readonly Socket _socket;
+    private readonly TimeSpan _timeLimit;
+    private readonly Func<string> _lastWords;
+    private readonly Channel<QmpMessage> _replies = Channel.CreateUnbounded<QmpMessage>(new UnboundedChannelOptions { SingleReader = true, SingleWriter = true });
+    private readonly Channel<QmpMessage> _events = Channel.CreateUnbounded<QmpMessage>(new UnboundedChannelOptions { SingleReader = true, SingleWriter = true });
+
+    /// <summary>Starts reading.</summary>
+    /// <param name="socket">Our end; owned from now on.</param>
+    /// <param name="timeLimit">For each command and each event that is waited for.</param>
+    /// <param name="lastWords">What QEMU last said, for messages.</param>
+    public QmpClient(Socket socket, TimeSpan timeLimit, Func<string> lastWords)
+    {
+        _socket = socket;
+        _timeLimit = timeLimit;
+        _lastWords = lastWords;
+        _ = ReadAllAsync();
+    }
+
+    /// <summary>Waits for the greeting and leaves the negotiation mode.</summary>
+    public async Task ConnectAsync(CancellationToken cancellationToken)
+    {
+        var greeting = await NextAsync(_replies.Reader, "greeting", cancellationToken).ConfigureAwait(false);
+        if (greeting.QMP is null)
+        {
+            throw new DhException(DhErrorReason.Vmm, "QEMU's first words on its monitor are no QMP greeting.");
+        }
+
+        await ExecuteAsync("qmp_capabilities", cancellationToken).ConfigureAwait(false);
+    }
+
+    /// <summary>A command without arguments.</summary>
+    public Task ExecuteAsync(string command, CancellationToken cancellationToken) =>
+        SendAsync(new QmpCommand(command), QmpJson.Default.QmpCommand, command, null, cancellationToken);
+
+    /// <summary>migrate-set-capabilities: what a save and a restore must both have on.</summary>
+    public Task SetMigrationCapabilitiesAsync(CancellationToken cancellationToken) => SendAsync(
+        new QmpCommand<MigrationCapabilities>("migrate-set-capabilities", new MigrationCapabilities([new("x-ignore-shared", true), new("events", true)])),
+        QmpJson.Default.QmpCommandMigrationCapabilities,
+        "migrate-set-capabilities",
+        null,
+        cancellationToken);
+
+    /// <summary>migrate-incoming from an inherited descriptor; ends when the state is loaded.</summary>
+    public async Task MigrateIncomingAsync(int descriptor, CancellationToken cancellationToken)
+    {
+        await SendAsync(
+            new QmpCommand<MigrationUri>("migrate-incoming", new MigrationUri($"fd:{descriptor}")), QmpJson.Default.QmpCommandMigrationUri, "migrate-incoming", null, cancellationToken)
+            .ConfigureAwait(false);
+        await WaitMigrationAsync("migrate-incoming", cancellationToken).ConfigureAwait(false);
+    }
+
+    /// <summary>migrate to a file that is passed along; ends when the state is written.</summary>
+    public async Task MigrateAsync(SafeFileHandle file, CancellationToken cancellationToken)
+    {
+        await SendAsync(new QmpCommand<FdName>("getfd", new FdName("state")), QmpJson.Default.QmpCommandFdName, "getfd", file, cancellationToken).ConfigureAwait(false);
+        await SendAsync(new QmpCommand<MigrationUri>("migrate", new MigrationUri("fd:state")), QmpJson.Default.QmpCommandMigrationUri, "migrate", null, cancellationToken)
+            .ConfigureAwait(false);
+        await WaitMigrationAsync("migrate", cancellationToken).ConfigureAwait(false);
+    }
+
+    /// <inheritdoc/>
+    public void Dispose() => _socket.Dispose();
+
+    private async Task SendAsync<T>(T command, JsonTypeInfo<T> type, string name, SafeFileHandle? descriptor, CancellationToken cancellationToken)
+    {
+        byte[] line = [.. JsonSerializer.SerializeToUtf8Bytes(command, type), (byte)'\n'];
+        try
+        {
+            FdPassing.Send(_socket.SafeHandle, line, descriptor is null ? [] : [descriptor]);
+        }
+        catch (Exception e) when (e is LinuxException or ObjectDisposedException)
+        {
+            throw Ended(name, e);
+        }
+
+        var reply = await NextAsync(_replies.Reader, name, cancellationToken).ConfigureAwait(false);
+        if (reply.Error is { } error)
+        {
+            throw new DhException(DhErrorReason.Vmm, $"QEMU refused `{name}`: {error.Desc} ({error.Class}).{_lastWords()}");
+        }
+    }
+
+    private async Task WaitMigrationAsync(string command, CancellationToken cancellationToken)
+    {
+        while (true)
+        {
+            var message = await NextAsync(_events.Reader, command, cancellationToken).ConfigureAwait(false);
+            switch (message.Event, message.Data?.Status)
+            {
+                case ("MIGRATION", "completed"):
+                    return;
+                case ("MIGRATION", "failed"):
+                    throw new DhException(DhErrorReason.Vmm, $"QEMU's `{command}` of the device state failed.{_lastWords()}");
+            }
+        }
+    }
+
+    private async Task<QmpMessage> NextAsync(ChannelReader<QmpMessage> reader, string what, CancellationToken cancellationToken)
+    {
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken);
+        limit.CancelAfter(_timeLimit);
+        try
+        {
+            return await reader.ReadAsync(limit.Token).ConfigureAwait(false);
+        }
+        catch (ChannelClosedException e)
+        {
+            throw Ended(what, e.InnerException);
+        }
+        catch (OperationCanceledException) when (!cancellationToken.IsCancellationRequested)
+        {
+            throw new DhException(DhErrorReason.Vmm, $"QEMU did not answer `{what}` within {_timeLimit.TotalSeconds:0} s.{_lastWords()}");
+        }
+    }
+
+    private DhException Ended(string what, Exception? inner) => new(DhErrorReason.Vmm, $"QEMU ended before it had answered `{what}`.{_lastWords()}", inner);
+
+    private async Task ReadAllAsync()
+    {
+        Exception? failure = null;
+        byte[] buffer = new byte[16 * 1024];
+        int length = 0;
+        try
+        {
+            while (true)
+            {
+                if (length == buffer.Length)
+                {
+                    Array.Resize(ref buffer, buffer.Length < MaxLineBytes
+                        ? buffer.Length * 2
+                        : throw new InvalidDataException($"QEMU sent a line of more than {MaxLineBytes} bytes on its monitor."));
+                }
+
+                int read = await _socket.ReceiveAsync(buffer.AsMemory(length), SocketFlags.None).ConfigureAwait(false);
+                if (read == 0)
+                {
+                    return;
+                }
+
+                length += read;
+                int start = 0;
+                for (int end; (end = Array.IndexOf(buffer, (byte)'\n', start, length - start)) >= 0; start = end + 1)
+                {
+                    var message = JsonSerializer.Deserialize(buffer.AsSpan(start, end - start), QmpJson.Default.QmpMessage)!;
+                    (message.Event is null ? _replies : _events).Writer.TryWrite(message);
+                }
+
+                buffer.AsSpan(start, length - start).CopyTo(buffer);
+                length -= start;
+            }
+        }
+        catch (Exception e) when (e is SocketException or ObjectDisposedException or JsonException or InvalidDataException)
+        {
+            failure = e;
+        }
+        finally
+        {
+            _replies.Writer.TryComplete(failure);
+            _events.Writer.TryComplete(failure);
+        }
+    }
+}
+
+internal sealed record QmpCommand(string Execute);
+
+internal sealed record QmpCommand<T>(string Execute, T Arguments);
+
+internal sealed record MigrationCapability(string Capability, bool State);
+
+internal sealed record MigrationCapabilities(IReadOnlyList<MigrationCapability> Capabilities);
+
+internal sealed record MigrationUri(string Uri);
+
+internal sealed record FdName(string Fdname);
+
+internal sealed record QmpError(string Class, string Desc);
+
+internal sealed record QmpEventData(string? Status);
+
+internal sealed record QmpMessage([property: JsonPropertyName("QMP")] JsonElement? QMP, JsonElement? Return, QmpError? Error, string? Event, QmpEventData? Data);
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
+[JsonSerializable(typeof(QmpCommand))]
+[JsonSerializable(typeof(QmpCommand<MigrationCapabilities>))]
+[JsonSerializable(typeof(QmpCommand<MigrationUri>))]
+[JsonSerializable(typeof(QmpCommand<FdName>))]
+[JsonSerializable(typeof(QmpMessage))]
+internal sealed partial class QmpJson : JsonSerializerContext;

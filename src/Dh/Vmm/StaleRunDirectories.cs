@@ -1,0 +1,45 @@
+using Dh.Linux;
+
+namespace Dh.Vmm;
+
+/// <summary>
+/// Run directories whose launcher is dead, after a power cut or when the launcher itself was killed: nobody holds their lock. An age
+/// proves nothing; the lock does.
+/// </summary>
+internal static class StaleRunDirectories
+{
+    private const string LockName = ".lock";
+
+    /// <summary>Removes them. Launchers hold the parent's lock shared while they make a directory and lock it.</summary>
+    /// <param name="parent">The directory that holds the run directories.</param>
+    public static void Remove(string parent)
+    {
+        var directories = Directory.GetDirectories(parent);
+        if (directories.Length == 0)
+        {
+            return;
+        }
+
+        using var sweep = FileLock.TryAcquire(Path.Combine(parent, LockName));
+        if (sweep is null)
+        {
+            return; // a launcher is at work, or another sweep: the next run looks again
+        }
+
+        foreach (string directory in directories)
+        {
+            try
+            {
+                using var dead = FileLock.TryAcquire(directory);
+                if (dead is not null)
+                {
+                    Directory.Delete(directory, recursive: true);
+                }
+            }
+            catch (Exception e) when (e is LinuxException or DirectoryNotFoundException)
+            {
+                // Its launcher removed it in between.
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+using System.Globalization;
+using System.Net.Sockets;
+using System.Runtime.InteropServices;
+using System.Text;
+using Dh.Linux;
+using Microsoft.Win32.SafeHandles;
+
+namespace Dh.Vmm;
+
+/// <summary>
+/// A VMM's process as its owner sees it: through the launcher (<c>native/launch.c</c>), which is its parent, reaps it, and removes its run
+/// directory when this end of the control socket closes, in whatever way.
+/// </summary>
+internal sealed class VmmProcess : IAsyncDisposable
+{
+    /// <summary>The first descriptor number that the VMM inherits; the launcher keeps those below for itself.</summary>
+    public const int FirstDescriptor = 10;
+
+    private const int ControlDescriptor = 3;
+    private const int MaxPacket = 4096;
+    private static readonly TimeSpan StartTimeLimit = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan TeardownTimeLimit = TimeSpan.FromSeconds(10);
+
+    private readonly ChildProcess _launcher;
+    private readonly Socket _control;
+    private readonly PidFd _pidFd;
+    private readonly string _runDirectory;
+    private readonly TaskCompletionSource<VmmExit> _exited = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly Task _watching;
+    private bool _leaveTeardown;
+    private bool _disposed;
+
+    private VmmProcess(ChildProcess launcher, Socket control, int pid, PidFd pidFd, string runDirectory)
+    {
+        _launcher = launcher;
+        _control = control;
+        _pidFd = pidFd;
+        _runDirectory = runDirectory;
+        Pid = pid;
+        _watching = WatchAsync();
+    }
+
+    /// <summary>The VMM's number.</summary>
+    public int Pid { get; }
+
+    /// <summary>Completes when the VMM was reaped, or when its launcher, without which it cannot live, is gone.</summary>
+    public Task<VmmExit> Exited => _exited.Task;
+
+    /// <summary>Starts a launcher and, through it, the VMM.</summary>
+    /// <param name="options">Where.</param>
+    /// <param name="environment">The VMM's environment, besides PATH.</param>
+    /// <param name="command">Program and arguments.</param>
+    /// <param name="descriptors">What the VMM inherits, from number <see cref="FirstDescriptor"/> on.</param>
+    /// <exception cref="DhException">It did not start; nothing is left.</exception>
+    public static VmmProcess Start(
+        VmmStartOptions options, IReadOnlyDictionary<string, string> environment, IReadOnlyList<string> command, IReadOnlyList<SafeHandle> descriptors)
+    {
+        var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.SequencedPacket);
+        var control = new Socket(ours);
+        ChildProcess? launcher = null;
+        try
+        {
+            using (theirs)
+            {
+                List<string> arguments = ["supervise", "--run-dir", options.RunDirectory];
+                arguments.AddRange(environment.SelectMany(variable => (string[])["--env", $"{variable.Key}={variable.Value}"]));
+                arguments.Add("--");
+                arguments.AddRange(command);
+                List<(int, SafeHandle)> inherited = [(ControlDescriptor, theirs), .. descriptors.Select((descriptor, index) => (FirstDescriptor + index, descriptor))];
+                launcher = ChildProcess.Start(options.Installation.LauncherPath, arguments, new Dictionary<string, string>(), inherited);
+            }
+
+            var (pid, pidFd) = ReceiveStarted(control.SafeHandle, command[0]);
+            return new VmmProcess(launcher, control, pid, pidFd, options.RunDirectory);
+        }
+        catch (Exception e)
+        {
+            control.Dispose();
+            if (launcher is not null)
+            {
+                launcher.WaitAndReap(TeardownTimeLimit);
+                launcher.Dispose();
+            }
+
+            throw e is LinuxException ? new DhException(DhErrorReason.Vmm, $"The launcher {options.Installation.LauncherPath} could not be started: {e.Message}", e) : e;
+        }
+    }
+
+    /// <summary>Kills the VMM at once; its end is seen by <see cref="Exited"/>.</summary>
+    public void Kill()
+    {
+        try
+        {
+            _pidFd.SendSignal(PidFd.SigKill);
+        }
+        catch (ObjectDisposedException)
+        {
+            // Disposed: the launcher has killed it, or is about to.
+        }
+    }
+
+    /// <summary>Disposing does not wait for the launcher from now on.</summary>
+    public void LeaveTeardown() => _leaveTeardown = true;
+
+    /// <summary>Kills the VMM, lets the launcher reap it and remove the run directory, and waits for that unless told not to.</summary>
+    public async ValueTask DisposeAsync()
+    {
+        if (_disposed)
+        {
+            return;
+        }
+
+        _disposed = true;
+        Kill();
+        if (_leaveTeardown)
+        {
+            return; // the descriptors close with this process, and the launcher does the rest
+        }
+
+        // The launcher takes the end of our sending as the order to end, and closes its side when all is done.
+        try
+        {
+            _control.Shutdown(SocketShutdown.Send);
+        }
+        catch (SocketException)
+        {
+            // It has ended already.
+        }
+
+        await Task.WhenAny(_watching, Task.Delay(TeardownTimeLimit)).ConfigureAwait(false);
+        _control.Dispose();
+        if (!_launcher.WaitAndReap(TeardownTimeLimit))
+        {
+            throw new DhException(DhErrorReason.Vmm, $"The launcher (process {_launcher.Pid}) of {_runDirectory} did not end within {TeardownTimeLimit.TotalSeconds:0} s.");
+        }
+
+        _launcher.Dispose();
+        _pidFd.Dispose();
+        if (Directory.Exists(_runDirectory))
+        {
+            Directory.Delete(_runDirectory, recursive: true); // the launcher itself was killed
+        }
+    }
+
+    /// <summary>Parses what a launcher says of a VMM's end.</summary>
+    internal static VmmExit? ParseExit(string packet) => packet.Split(' ') switch
+    {
+        ["exited", var code] when int.TryParse(code, NumberStyles.None, CultureInfo.InvariantCulture, out int value) => new VmmExit(value, 0),
+        ["signaled", var signal] when int.TryParse(signal, NumberStyles.None, CultureInfo.InvariantCulture, out int value) => new VmmExit(-1, value),
+        _ => null,
+    };
+
+    private static (int Pid, PidFd PidFd) ReceiveStarted(SafeSocketHandle control, string program)
+    {
+        if (!Poll.Wait(control, StartTimeLimit))
+        {
+            throw new DhException(DhErrorReason.Vmm, $"The launcher did not start {program} within {StartTimeLimit.TotalSeconds:0} s.");
+        }
+
+        byte[] packet = new byte[MaxPacket];
+        var received = new List<SafeFileHandle>();
+        int length = FdPassing.Receive(control, packet, received);
+        string text = length > 0 ? Encoding.UTF8.GetString(packet, 0, length) : "";
+        if (text.Split(' ') is ["started", var pid] && received.Count == 1 && int.TryParse(pid, NumberStyles.None, CultureInfo.InvariantCulture, out int number))
+        {
+            return (number, new PidFd(received[0]));
+        }
+
+        received.ForEach(descriptor => descriptor.Dispose());
+        throw new DhException(DhErrorReason.Vmm, text.Split(' ', 4) is ["failed", var step, var errno, ..]
+            ? $"{program} could not be started: {step} failed with {errno}{(text.Split(' ', 4) is [_, _, _, var what] ? $" ({what})" : "")}."
+            : $"The launcher ended before it had started {program}{(text.Length > 0 ? $" (it said `{text}`)" : "")}.");
+    }
+
+    private async Task WatchAsync()
+    {
+        byte[] packet = new byte[MaxPacket];
+        try
+        {
+            for (int length; (length = await _control.ReceiveAsync(packet, SocketFlags.None).ConfigureAwait(false)) > 0;)
+            {
+                if (ParseExit(Encoding.UTF8.GetString(packet, 0, length)) is { } exit)
+                {
+                    _exited.TrySetResult(exit);
+                }
+            }
+        }
+        catch (Exception e) when (e is SocketException or ObjectDisposedException)
+        {
+            // The same as an end of file: unix(7) reports ECONNRESET when the peer closed with unread data.
+        }
+
+        // Without its launcher a VMM gets SIGKILL as its parent-death signal.
+        _exited.TrySetResult(new VmmExit(-1, PidFd.SigKill));
+    }
+}

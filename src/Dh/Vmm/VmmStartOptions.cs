@@ -1,0 +1,14 @@
+namespace Dh.Vmm;
+
+/// <summary>How a VMM's process is started.</summary>
+public sealed class VmmStartOptions
+{
+    /// <summary>The run directory, which the launcher makes and removes; its parent exists.</summary>
+    public required string RunDirectory { get; init; }
+
+    /// <summary>Where the launcher and the preload library are.</summary>
+    public required Installation Installation { get; init; }
+
+    /// <summary>How long each step (start, a command, the restore of the state) may take. Default: 30 s.</summary>
+    public TimeSpan StepTimeLimit { get; init; } = TimeSpan.FromSeconds(30);
+}

@@ -1,0 +1,65 @@
+using System.Text;
+using Dh.Guest;
+using Dh.Sandboxes;
+using Dh.Snapshots;
+
+namespace Dh.IntegrationTests.Guests;
+
+/// <summary>Clones of one snapshot through the library: each is its own, and nothing of it is left.</summary>
+public sealed class CloneTests(PreparedHome prepared)
+{
+    [Fact]
+    public async Task Sixteen_clones_share_no_random_bytes_and_know_the_time()
+    {
+        const string Code = "import os, random, uuid, time, socket; print(os.urandom(8).hex(), random.random(), uuid.uuid4(), socket.gethostname(), time.time())";
+        var snapshot = new SnapshotStore(prepared.Home).FindNewest("python")!;
+        var lines = new List<string[]>();
+        for (int i = 0; i < 16; i++)
+        {
+            await using var sandbox = await Sandbox.RestoreAsync(snapshot, new SandboxOptions { Home = prepared.Home }, TestContext.Current.CancellationToken);
+            var output = new TextOutput();
+            var result = await sandbox.ExecuteAsync(new ExecutionRequest { Source = Code }, output, TestContext.Current.CancellationToken);
+            double now = (DateTimeOffset.UtcNow - DateTimeOffset.UnixEpoch).TotalSeconds;
+            Assert.Equal(0, result.ExitCode);
+            lines.Add(output.Text.Split(' '));
+            Assert.InRange(now - double.Parse(lines[^1][4], System.Globalization.CultureInfo.InvariantCulture), -0.05, 5);
+        }
+
+        for (int value = 0; value < 4; value++)
+        {
+            Assert.Equal(16, lines.Select(line => line[value]).Distinct().Count());
+        }
+    }
+
+    [Fact]
+    public async Task A_sandbox_runs_several_times_and_leaves_nothing()
+    {
+        var snapshot = new SnapshotStore(prepared.Home).FindNewest("python")!;
+        int vmm;
+        await using (var sandbox = await Sandbox.RestoreAsync(snapshot, new SandboxOptions { Home = prepared.Home }, TestContext.Current.CancellationToken))
+        {
+            vmm = sandbox.VmmProcessId;
+            for (int i = 0; i < 3; i++)
+            {
+                var output = new TextOutput();
+                await sandbox.ExecuteAsync(new ExecutionRequest { Source = $"print({i})" }, output, TestContext.Current.CancellationToken);
+                Assert.Equal($"{i}\n", output.Text);
+            }
+        }
+
+        Assert.False(Directory.Exists($"/proc/{vmm}"));
+    }
+
+    private sealed class TextOutput : IOutputSink
+    {
+        private readonly StringBuilder _text = new();
+
+        public string Text => _text.ToString();
+
+        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
+        {
+            _text.Append(Encoding.UTF8.GetString(bytes.Span));
+            return ValueTask.CompletedTask;
+        }
+    }
+}

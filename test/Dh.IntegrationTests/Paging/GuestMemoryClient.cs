@@ -1,0 +1,115 @@
+using System.Globalization;
+using System.Net.Sockets;
+using System.Runtime.InteropServices;
+using Dh.Linux;
+
+namespace Dh.IntegrationTests.Paging;
+
+/// <summary>A process that plays the VMM's side: test/guest-memory-client.c says what it can do.</summary>
+internal sealed class GuestMemoryClient : IAsyncDisposable
+{
+    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(40);
+
+    private readonly ChildProcess _process;
+    private readonly NetworkStream _stream;
+    private readonly StreamReader _lines;
+
+    private GuestMemoryClient(ChildProcess process, SafeSocketHandle console)
+    {
+        _process = process;
+        _stream = new NetworkStream(new Socket(console), ownsSocket: true);
+        _lines = new StreamReader(_stream);
+    }
+
+    /// <summary>Where the byte at offset 0 of guest memory lies in the client.</summary>
+    public ulong BaseAddress { get; private set; }
+
+    /// <summary>Starts a client with an inherited socket; the other end of it is the page server's.</summary>
+    public static async Task<(GuestMemoryClient Client, SafeSocketHandle Connection)> StartAsync(string mode, long size)
+    {
+        var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
+        using (theirs)
+        {
+            return (await StartAsync(["fd", "3"], mode, size, [(3, theirs)]), ours);
+        }
+    }
+
+    /// <summary>Starts a client that connects to a path.</summary>
+    public static Task<GuestMemoryClient> ConnectAsync(string socketPath, string mode, long size) => StartAsync(["path", socketPath], mode, size, []);
+
+    /// <summary>Waits until it has sent whatever its mode sends.</summary>
+    public async Task SentAsync() => Assert.Equal("sent", await ReadLineAsync());
+
+    /// <summary>One hash per page, in the order of the memory file.</summary>
+    public async Task<ulong[]> HashPagesAsync()
+    {
+        ulong[] hashes = new ulong[await AskAsync("pages")];
+        for (int i = 0; i < hashes.Length; i++)
+        {
+            hashes[i] = ulong.Parse(await ReadLineAsync(), NumberStyles.HexNumber, CultureInfo.InvariantCulture);
+        }
+
+        return hashes;
+    }
+
+    /// <summary>Writes to every page; returns how many that were.</summary>
+    public Task<long> TouchAsync() => AskAsync("touch", "touched");
+
+    /// <summary>Gives all memory back; returns how many pages read as zeros then.</summary>
+    public Task<long> DiscardAsync() => AskAsync("discard", "discarded");
+
+    /// <summary>Ends the threads of its mode; returns how often each went through memory.</summary>
+    public Task<long> QuietAsync() => AskAsync("quiet");
+
+    /// <summary>Kills it as the kernel would, and waits until it is gone.</summary>
+    public void Kill()
+    {
+        _ = _process.PidFd.SendSignal(PidFd.SigKill);
+        Assert.True(_process.WaitAndReap(Limit), "a killed client does not go away");
+    }
+
+    /// <summary>Waits until it has ended by itself.</summary>
+    public void WaitForExit() => Assert.True(_process.WaitAndReap(Limit), "the client does not end");
+
+    public async ValueTask DisposeAsync()
+    {
+        if (_process.PidFd.SendSignal(PidFd.SigKill))
+        {
+            _ = _process.WaitAndReap(Limit);
+        }
+
+        _process.Dispose();
+        _lines.Dispose();
+        await _stream.DisposeAsync();
+    }
+
+    private static async Task<GuestMemoryClient> StartAsync(string[] socket, string mode, long size, (int Number, SafeHandle Descriptor)[] descriptors)
+    {
+        var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
+        using (theirs)
+        {
+            var process = ChildProcess.Start(
+                Path.Combine(AppContext.BaseDirectory, "guest-memory-client"),
+                [.. socket, mode, size.ToString(CultureInfo.InvariantCulture)],
+                new Dictionary<string, string>(),
+                [(0, theirs), (1, theirs), .. descriptors]);
+            var client = new GuestMemoryClient(process, ours);
+            theirs.Dispose();
+            string line = await client.ReadLineAsync();
+            Assert.StartsWith("base ", line, StringComparison.Ordinal);
+            client.BaseAddress = ulong.Parse(line.AsSpan(5), NumberStyles.HexNumber, CultureInfo.InvariantCulture);
+            return client;
+        }
+    }
+
+    private async Task<long> AskAsync(string command, string? answer = null)
+    {
+        await _stream.WriteAsync(System.Text.Encoding.ASCII.GetBytes(command + "\n"), TestContext.Current.CancellationToken);
+        string line = await ReadLineAsync();
+        Assert.StartsWith((answer ?? command) + " ", line, StringComparison.Ordinal);
+        return long.Parse(line.AsSpan(line.IndexOf(' ', StringComparison.Ordinal) + 1), CultureInfo.InvariantCulture);
+    }
+
+    private async Task<string> ReadLineAsync() =>
+        await _lines.ReadLineAsync(TestContext.Current.CancellationToken).AsTask().WaitAsync(Limit) ?? throw new EndOfStreamException("the client has ended");
+}

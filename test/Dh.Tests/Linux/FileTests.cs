@@ -1,0 +1,124 @@
+using Dh.Linux;
+using Dh.TestSupport;
+
+namespace Dh.Tests.Linux;
+
+public sealed class FileTests : IDisposable
+{
+    private readonly TempDir _directory = new();
+
+    [Fact]
+    public void An_exclusive_lock_keeps_all_others_out_until_it_is_given_back()
+    {
+        string path = _directory["lock"];
+        using (var first = FileLock.TryAcquire(path))
+        {
+            Assert.NotNull(first);
+            Assert.Null(FileLock.TryAcquire(path));
+            Assert.Null(FileLock.TryAcquire(path, shared: true));
+            Assert.Equal(UnixFileMode.UserRead | UnixFileMode.UserWrite, File.GetUnixFileMode(path));
+        }
+
+        using var again = FileLock.TryAcquire(path);
+        Assert.NotNull(again);
+    }
+
+    [Fact]
+    public void Shared_locks_go_together()
+    {
+        using var first = FileLock.TryAcquire(_directory.Path, shared: true);
+        using var second = FileLock.TryAcquire(_directory.Path, shared: true);
+
+        Assert.NotNull(first);
+        Assert.NotNull(second);
+        Assert.Null(FileLock.TryAcquire(_directory.Path));
+    }
+
+    [Fact]
+    public void A_lock_behind_a_symbolic_link_is_refused()
+    {
+        File.CreateSymbolicLink(_directory["link"], _directory.Write("target", ""));
+
+        Assert.Equal($"open {_directory["link"]}: ELOOP (Too many levels of symbolic links)",
+            Assert.Throws<LinuxException>(() => FileLock.TryAcquire(_directory["link"])).Message);
+    }
+
+    [Fact(Timeout = 20_000)]
+    public async Task Waiting_for_a_lock_says_so_once_and_gets_it()
+    {
+        string path = _directory["lock"];
+        var held = FileLock.TryAcquire(path)!;
+        int told = 0;
+        var waiting = FileLock.AcquireAsync(path, shared: false, TimeSpan.FromSeconds(10), () => told++, TestContext.Current.CancellationToken);
+        await Task.Delay(120, TestContext.Current.CancellationToken);
+        Assert.False(waiting.IsCompleted);
+        held.Dispose();
+
+        using var acquired = await waiting;
+
+        Assert.Equal(1, told);
+    }
+
+    [Fact(Timeout = 20_000)]
+    public async Task Waiting_for_a_lock_is_bounded()
+    {
+        using var held = FileLock.TryAcquire(_directory.Path);
+
+        var error = await Assert.ThrowsAsync<TimeoutException>(
+            () => FileLock.AcquireAsync(_directory.Path, shared: true, TimeSpan.FromMilliseconds(100), null, TestContext.Current.CancellationToken));
+
+        Assert.Equal($"{_directory.Path} is locked by another process and was not free within 0 s.", error.Message);
+    }
+
+    [Fact]
+    public void Data_and_holes_are_told_apart()
+    {
+        using var file = File.OpenHandle(_directory["sparse"], FileMode.Create, FileAccess.ReadWrite);
+        RandomAccess.SetLength(file, 1 << 20);
+        Assert.Empty(SparseFile.GetDataExtents(file, 1 << 20));
+
+        RandomAccess.Write(file, new byte[4096], 8192);
+        RandomAccess.Write(file, new byte[8192], (1 << 20) - 8192);
+
+        Assert.Equal([new FileExtent(8192, 4096), new FileExtent((1 << 20) - 8192, 8192)], SparseFile.GetDataExtents(file, 1 << 20));
+        Assert.Equal([new FileExtent(8192, 4096)], SparseFile.GetDataExtents(file, 1 << 19));
+    }
+
+    [Fact]
+    public void A_punched_hole_is_a_hole_and_the_length_stays()
+    {
+        using var file = File.OpenHandle(_directory["sparse"], FileMode.Create, FileAccess.ReadWrite);
+        RandomAccess.Write(file, new byte[65536], 0);
+
+        SparseFile.PunchHole(file, new FileExtent(4096, 8192));
+
+        Assert.Equal([new FileExtent(0, 4096), new FileExtent(12288, 53248)], SparseFile.GetDataExtents(file, 65536));
+        Assert.Equal(65536, RandomAccess.GetLength(file));
+    }
+
+    [Fact]
+    public void Files_and_directories_are_synced_and_missing_ones_named()
+    {
+        SparseFile.Sync(_directory.Write("file", "x"));
+        SparseFile.Sync(_directory.Path);
+
+        Assert.Equal($"fsync {_directory["missing"]}: ENOENT (No such file or directory)", Assert.Throws<LinuxException>(() => SparseFile.Sync(_directory["missing"])).Message);
+    }
+
+    [Fact]
+    public void A_mapping_is_bounded_and_ends_with_its_disposal()
+    {
+        using var file = File.OpenHandle(_directory.Write("file", new string('x', 8192)));
+        var mapping = MemoryMapping.OfFile(file, 8192);
+        Assert.True(mapping.TryPopulate(4096, 4096));
+        Assert.Throws<ArgumentOutOfRangeException>(() => mapping.TryPopulate(4096, 8192));
+        Assert.Throws<ArgumentOutOfRangeException>(() => MemoryMapping.OfFile(file, 0));
+
+        mapping.Dispose();
+        mapping.Dispose();
+
+        Assert.Throws<ObjectDisposedException>(() => mapping.Address);
+    }
+
+    public void Dispose() => _directory.Dispose();
+}
