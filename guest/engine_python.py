@@ -1,12 +1,12 @@
 """The engine of the `python` template: a warm interpreter, forked once for each run.
 
 The runner starts it with one end of a socket pair as descriptor 3. It runs the template's warm-up, says `ready VERSION`,
-and then forks a child whenever it is sent the descriptors for one. The child gets itself ready to the last detail, hands
-over its process id and its stdin listener, and waits for its job in a read: forked before the snapshot, it runs code
-right after the restore.
+and then forks a child whenever it is sent the descriptors for one. The child gets ready to the last detail, hands over its
+process id and its stdin listener, and waits for its job in a read: forked before the snapshot, it runs code right after
+the restore.
 
-The child is forked twice, so that it becomes the runner's own: when it ends, the runner is told by the kernel, and no
-process has to be woken to pass that on.
+The child is forked twice, so that it becomes the runner's own: when it ends, the kernel tells the runner, and no process
+has to be woken to pass that on.
 """
 
 import __future__
@@ -14,6 +14,7 @@ import ast
 import atexit
 import builtins
 import ctypes
+import fcntl
 import gc
 import importlib.machinery
 import json
@@ -35,15 +36,15 @@ CONTROL = 3
 WARM_UP = "/usr/lib/dh/warmup.py"
 WORKSPACE = "/workspace"
 RUN_CGROUP = "/sys/fs/cgroup/run/cgroup.procs"
-PRIVATE_DESCRIPTOR = 1000  # where the child keeps what is not the code's: above all that code opens, below the soft limit
+PRIVATE_DESCRIPTOR = 1000  # where the child keeps what is not the code's: above what code opens, below the soft limit
 MAX_TEXT = 65_536  # characters of a text in the report
+EXIT_FLUSH_FAILED = 120  # as python itself ends when its standard output cannot be flushed
+EXIT_INTERRUPTED = 130
 FUTURE_FLAGS = 0
 for _name in __future__.all_feature_names:
     FUTURE_FLAGS |= getattr(__future__, _name).compiler_flag
-EXIT_FLUSH_FAILED = 120  # as python itself ends when its standard output cannot be flushed
-EXIT_INTERRUPTED = 130
 
-_libc = ctypes.PyDLL(None)  # keeps the interpreter's lock: daemon threads stand still while the process ends
+_libc = ctypes.PyDLL(None)  # holds on to the interpreter's lock: other threads stand still while the process ends
 
 
 def main():
@@ -51,7 +52,6 @@ def main():
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # they were pipes while python made its streams of them; the warm-up talks to nobody
         os.dup2(null, descriptor)
-    os.close(null)
     sys.stdout.reconfigure(line_buffering=True)
     os.chdir(WORKSPACE)
     try:
@@ -61,7 +61,7 @@ def main():
         sys.exit(1)
     del sys.modules["stdin_demand"]  # the name is the code's again
     gc.collect()
-    gc.freeze()  # a child's collector leaves these objects, and so their pages, alone
+    gc.freeze()  # a child's collector leaves these objects alone, and so their pages
     control.send(b"ready " + sys.version.split()[0].encode())
     while True:
         _, descriptors, _, _ = socket.recv_fds(control, 16, 5)
@@ -71,7 +71,15 @@ def main():
 
 
 def warm_up():
-    rehearse()
+    with Rehearsal() as rehearsal:
+        for source in (
+            b"print('output')\n[len('value')]",
+            b"def f(): 1 / 0\ntry: f()\nexcept Exception as e: raise ValueError('text') from e",
+            b"1 +",
+            b"raise SystemExit('text')",
+            b"raise KeyboardInterrupt",
+        ):
+            rehearsal.run(source)
     if os.path.exists(WARM_UP):
         with open(WARM_UP, "rb") as file:
             code = compile(file.read(), WARM_UP, "exec", dont_inherit=True)
@@ -103,38 +111,40 @@ def fork_child(control, descriptors):
     control.send(b"forked")
 
 
-def child(control, stdin, stdout, stderr, job_pipe, report_pipe):
-    """From the fork to the exit of one run. Returns its exit code only if it could not end the process itself."""
+def child(control, stdin, stdout, stderr, jobs, report):
+    """From the fork to the end of one run."""
     os.setsid()
     for descriptor, source in enumerate((stdin, stdout, stderr)):
         os.dup2(source, descriptor)
         os.close(source)
-    job_pipe, report_pipe = keep_private(job_pipe), keep_private(report_pipe)
+    jobs, report = keep_private(jobs), Report(keep_private(report))
     write("/proc/self/oom_score_adj", "0")
     write(RUN_CGROUP, "0")
-    # A cancel that comes early waits until the code runs.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a cancel that comes early waits until the code runs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    rehearse()  # writes to the pages now that a run writes to: their copies are made before the snapshot, not after
+    rehearsal = Rehearsal()
+    reseed()
+    rehearsal.run_once()  # writes to the pages that a run writes to: their copies are made before the snapshot
     listener = stdin_demand.install()
     socket.send_fds(control, [b"child %d" % os.getpid()], [] if listener is None else [listener])
     if listener is not None:
         os.close(listener)
     control.close()
 
-    report = Report(report_pipe)
-    job = marshal.loads(read_message(job_pipe))
-    os.close(job_pipe)
-    reseed()
-    code, result_repr, error = run(*job)
-    report.send(result_repr, error)
-    return end(code)
+    main_module = new_main_module()
+    while not (job := read_message(jobs)):  # the machine has been restored, and its entropy renewed
+        reseed()
+        rehearsal.run_once()
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        code, result_repr, error = run(main_module, *marshal.loads(job))
+    except KeyboardInterrupt as interrupt:
+        code, result_repr, error = failure(interrupt)
+    end(code, result_repr, error, main_module, report)
 
 
 def keep_private(descriptor):
-    import fcntl
-
     private = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, PRIVATE_DESCRIPTOR)
     os.close(descriptor)
     return private
@@ -147,7 +157,8 @@ def write(path, text):
 
 def read_message(pipe):
     """One message: its length in four bytes, then itself."""
-    return read_exactly(pipe, int.from_bytes(read_exactly(pipe, 4), "little"))
+    length = int.from_bytes(read_exactly(pipe, 4), "little")
+    return read_exactly(pipe, length) if length else b""
 
 
 def read_exactly(pipe, size):
@@ -161,7 +172,7 @@ def read_exactly(pipe, size):
 
 
 def reseed():
-    """Makes this process unlike its copies in other clones. The kernel has got fresh entropy before."""
+    """Makes this process unlike its copies in other clones. The kernel has been given fresh entropy before."""
     loaded = sys.modules
     if "random" in loaded:
         loaded["random"].seed()
@@ -176,46 +187,22 @@ def reseed():
 
 
 class Report:
-    """What the runner is told of a run beyond its exit status."""
+    """What the runner is told of a run: a line when the code has ended, which may be empty, and its exit code as the
+    last act of the process."""
 
     def __init__(self, pipe):
         self._pipe = pipe
         self._inode = os.fstat(pipe).st_ino
         self._process = os.getpid()
 
-    def send(self, result_repr, error):
+    def send(self, data):
         # The code may have forked and come to its end twice, or have closed the pipe and opened a file in its place.
-        if os.getpid() != self._process:
-            return
-        data = json.dumps({"result_repr": result_repr, "error": error}).encode()
         try:
-            if os.fstat(self._pipe).st_ino == self._inode:
+            if os.getpid() == self._process and os.fstat(self._pipe).st_ino == self._inode:
                 while data:
-                    data = data[os.write(self._pipe, data):]
-                os.close(self._pipe)
+                    data = data[os.write(self._pipe, data) :]
         except OSError:
-            pass  # the runner goes by the exit status alone
-
-
-def run(mode, filename, argv, env, show_result, source):
-    """Runs the code. Returns its exit code, the repr of its result, and its error."""
-    module = new_main_module()
-    try:
-        os.environ.update(env)
-        if "TZ" in env:
-            time.tzset()
-        sys.argv = argv
-        sys.orig_argv = [sys.executable, *argv]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        if mode == "script":
-            value = run_script(source, filename, module)
-        else:
-            value = run_code(source, show_result, module)
-        return 0, None if value is None else cut(repr(value)), None
-    except SystemExit as request:
-        return exit_code(request), None, None
-    except BaseException as error:
-        return failure(error)
+            pass  # the runner goes by the exit status
 
 
 def new_main_module():
@@ -223,32 +210,55 @@ def new_main_module():
     module.__builtins__ = builtins
     module.__annotations__ = {}
     module.__loader__ = importlib.machinery.BuiltinImporter
-    sys.modules["__main__"] = module
     return module
 
 
-def run_code(source, show_result, module):
-    """As `python -c`, but the value of a last expression statement is kept."""
+def run(module, mode, filename, argv, env, show_result, source):
+    """Runs the code as the main module. Returns its exit code, the repr of its result, and its error."""
+    sys.modules["__main__"] = module
+    try:
+        for name, value in env.items():
+            os.environ[name] = value
+        if "TZ" in env:
+            time.tzset()
+        sys.argv = argv
+        sys.orig_argv = [sys.executable, *argv]
+        if mode == "script":
+            return run_script(module, filename, source)
+        value = run_code(module, source, show_result)
+        return 0, None if value is None else cut(repr(value)), None
+    except SystemExit as request:
+        return exit_code(request), None, None
+    except BaseException as error:
+        return failure(error)
+
+
+def run_code(module, source, show_result):
+    """As `python -c`, but the value of a last expression statement is returned."""
     sys.path[0] = ""
     name = "<string>"
-    lines = source.decode("utf-8", "replace").splitlines(keepends=True)
-    linecache.cache[name] = len(source), None, lines, name  # no file's time: nothing makes it stale
+    lines = source.decode("utf-8", "replace").splitlines(True)
+    linecache.cache[name] = len(source), None, lines, name  # it has no file whose time could make it stale
     tree = compile(source, name, "exec", ast.PyCF_ONLY_AST, True)
     last = tree.body[-1] if tree.body and show_result else None
-    if not isinstance(last, ast.Expr):
+    if type(last) is not ast.Expr:
         exec(compile(tree, name, "exec", 0, True), module.__dict__)
         return None
+    # Both are compiled before either runs: an error in the last line comes before the first has any effect.
     del tree.body[-1]
-    # Both are compiled before either runs: an error in the last line is one before the first line has any effect.
-    body = compile(tree, name, "exec", 0, True)
-    expression = compile(ast.Expression(last.value), name, "eval", body.co_flags & FUTURE_FLAGS, True)
-    exec(body, module.__dict__)
+    body, flags = None, 0
+    if tree.body:
+        body = compile(tree, name, "exec", 0, True)
+        flags = body.co_flags & FUTURE_FLAGS
+    expression = compile(ast.Expression(last.value), name, "eval", flags, True)
+    if body is not None:
+        exec(body, module.__dict__)
     return eval(expression, module.__dict__)
 
 
-def run_script(source, filename, module):
+def run_script(module, filename, source):
     """As `python script.py args`."""
-    path = os.path.join(WORKSPACE, os.path.basename(filename))
+    path = f"{WORKSPACE}/{os.path.basename(filename)}"
     with open(path, "wb") as file:
         file.write(source)
     sys.path[0] = WORKSPACE
@@ -256,6 +266,7 @@ def run_script(source, filename, module):
     module.__cached__ = None
     module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
     exec(compile(source, path, "exec", 0, True), module.__dict__)
+    return 0, None, None
 
 
 def exit_code(request):
@@ -265,20 +276,21 @@ def exit_code(request):
         return 0
     if isinstance(code, int):
         return code & 0xFF if -(2**63) <= code < 2**63 else 0xFF
-    sys.stdout.flush()
-    print(code, file=sys.stderr)
+    show(f"{code}\n")
     return 1
 
 
 def failure(error):
-    """Shows an exception as python does, and returns what `run` does."""
+    """Shows an exception as python does. Returns what `run` does."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     error.__traceback__ = trace
     code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ in ("__main__", "builtins") else f"{kind.__module__}.{kind.__qualname__}"
+    name = kind.__qualname__
+    if kind.__module__ not in ("__main__", "builtins"):
+        name = f"{kind.__module__}.{name}"
     try:
         message = str(error)
     except Exception:
@@ -309,45 +321,68 @@ def cut(text):
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
 
 
-def end(code):
+def end(code, result_repr, error, module, report):
     """Ends the process as the interpreter does, except that it does not take itself apart: that would be felt, and
     nothing of it seen."""
-    for step in (threading._shutdown, atexit._run_exitfuncs, release_globals):
+    if result_repr is not None or error is not None:
+        report.send(json.dumps({"result_repr": result_repr, "error": error}).encode())
+    for step in (threading._shutdown, atexit._run_exitfuncs, lambda: release_globals(module)):
         try:
             step()
         except BaseException:
             show(traceback.format_exc())
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None and not stream.closed:
-                stream.flush()
-        except BaseException:
-            code = EXIT_FLUSH_FAILED
-            show(traceback.format_exc())
-    _libc.exit(code)  # not os._exit: what C code has buffered and registered has its turn
-    return code
+    if not flush(sys.stdout) or not flush(sys.stderr):
+        code = EXIT_FLUSH_FAILED
+    report.send(f"\n{code}\n".encode())
+    os._exit(code)
 
 
-def release_globals():
+def release_globals(module):
     """Lets go of what the code's globals hold: files are flushed, `__del__` is called."""
     if len(sys._current_frames()) > 1:
         return  # daemon threads, which would see their globals vanish
-    namespace = sys.modules["__main__"].__dict__
+    namespace = module.__dict__
     for name in list(namespace):
         if name != "__builtins__":
             namespace[name] = None
     gc.collect()
 
 
-def rehearse():
-    """Runs every path that a run may take, so that all it needs is imported and in memory."""
-    modules, arguments = sys.modules["__main__"], sys.argv
-    error = sys.stderr
-    for source in (b"value = [n for n in range(3)]\nvalue", b"def f(): 1 / 0\ntry: f()\nexcept Exception as e: raise ValueError() from e", b"1 +", b"raise SystemExit"):
-        sys.stderr = None
-        run("code", "<string>", ["-c"], {}, True, source)
-    sys.stderr, sys.argv, sys.modules["__main__"] = error, arguments, modules
-    linecache.cache.clear()
+def flush(stream):
+    try:
+        if stream is not None and not stream.closed:
+            stream.flush()
+        return True
+    except BaseException:
+        show(traceback.format_exc())
+        return False
+
+
+class Rehearsal:
+    """Runs code for nothing, so that what a run needs is imported, in memory, and the process's own."""
+
+    def __init__(self):
+        self._null = open(os.devnull, "w", 1, opener=lambda path, flags: keep_private(os.open(path, flags)))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._null.close()
+
+    def run_once(self):
+        self.run(b"print('output')\n'value'")
+
+    def run(self, source):
+        kept = sys.stdout, sys.stderr, sys.argv, sys.orig_argv, sys.path[0], sys.modules["__main__"]
+        sys.stdout = sys.stderr = self._null
+        module = new_main_module()
+        try:
+            run(module, "code", "<string>", ["-c"], {}, True, source)
+            release_globals(module)
+            flush(sys.stdout)
+        finally:
+            sys.stdout, sys.stderr, sys.argv, sys.orig_argv, sys.path[0], sys.modules["__main__"] = kept
 
 
 main()

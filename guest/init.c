@@ -279,6 +279,8 @@ int main(void)
 	bring_loopback_up();
 	/* A huge page is cleared as a whole when one byte of it is touched: dear in a clone that lives for one run. */
 	write_file("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
+	/* The same code at the same address in every process: an emulator then translates it once. Clones share their layout anyway. */
+	write_file("/proc/sys/kernel/randomize_va_space", "0");
 	/* The runner inherits it, and gives it up for the code that it starts. */
 	write_file("/proc/self/oom_score_adj", "-1000");
 

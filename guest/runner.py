@@ -411,6 +411,7 @@ class Runner:
         self._close(run, pidfd)
         if run.ended_ns is None:
             run.ended_ns = time.monotonic_ns()
+        if not run.answered:
             self._machine.kill_run()  # what it leaves behind, and what may hold its pipes
         run.deadline = time.monotonic() + DRAIN_S
         self._answer_if_drained(run)
@@ -430,6 +431,9 @@ class Runner:
             self._send(run.result(out_of_memory=killed and self._machine.ran_out_of_memory()))
             run.answered = True
             run.deadline = None
+            for descriptor in run.descriptors:
+                if descriptor != run.pidfd:
+                    self._forget(descriptor)
             if run.status is None:
                 self._machine.kill_run()
         if run.status is not None:
@@ -626,6 +630,8 @@ def rehearse(runner, host):
                     host.send(b'{"type":"stdin","id":%d,"eof":true}' % received["id"], b"input\n")
                 if received["type"] == answer:
                     return received
+                if received["type"] == "error":
+                    raise Fatal(f"the rehearsal failed: {received}")
 
     identity = {"hostname": "localhost", "machine_id": "0" * 32, "boot_id": "00000000-0000-0000-0000-000000000000"}
     converse({"type": "hello", "protocol": PROTOCOL, "wall_clock_ns": time.time_ns(), **identity}, bytes(64), "hello")

@@ -37,7 +37,7 @@ internal static class Failure
     /// <summary>The parser's errors, with its suggestions, as any other error of this program.</summary>
     public static ExitCode ReportParseErrors(ParseResult parsed, ExecCommand exec)
     {
-        string[] errors = [.. parsed.Errors.Select(error => error.Message).Where(message => parsed.Errors.Count == 1 || message != MissingCommand)];
+        string[] errors = [.. parsed.Errors.Select(error => OneLine(error.Message)).Where(message => parsed.Errors.Count == 1 || message != MissingCommand)];
         using var text = new StringWriter();
         if (parsed.Action is ParseErrorAction action)
         {
@@ -45,10 +45,8 @@ internal static class Failure
             parsed.Invoke(new InvocationConfiguration { Error = text, Output = text });
         }
 
-        var suggestions = text.ToString()
-            .Split('\n', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries)
-            .Where(line => !parsed.Errors.Any(error => error.Message == line));
-        var failure = new DhException(DhErrorReason.Usage, $"{string.Join(' ', errors.Concat(suggestions))} See: {CommandName(parsed)} --help");
+        string suggestions = parsed.Errors.Aggregate(text.ToString(), (rest, error) => rest.Replace(error.Message, "", StringComparison.Ordinal));
+        var failure = new DhException(DhErrorReason.Usage, $"{OneLine($"{string.Join(' ', errors)} {suggestions}")} See: {CommandName(parsed)} --help");
         if (exec.WantsJson(parsed))
         {
             ExecOutput.Of(failure, TimeSpan.Zero).WriteTo(Console.OpenStandardOutput());
@@ -61,6 +59,8 @@ internal static class Failure
     /// <summary>Whether the message says it all; otherwise it is a mistake in this program.</summary>
     private static bool IsExpected(Exception error) =>
         error is DhException or LinuxException or IOException or UnauthorizedAccessException or PlatformNotSupportedException;
+
+    private static string OneLine(string text) => string.Join(' ', text.Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries));
 
     private static string CommandName(ParseResult parsed)
     {

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Reflection;
+using System.Text;
 
 namespace Dh.Cli;
 
@@ -10,10 +11,10 @@ internal static class Program
 
     private static async Task<int> Main(string[] args)
     {
-        // Answered before the parser is set up: scripts ask often.
+        // Answered before the parser and the console's encodings are set up: scripts ask often.
         if (args is ["--version"])
         {
-            Console.Out.WriteLine($"dh {Version}");
+            Console.OpenStandardOutput().Write(Encoding.UTF8.GetBytes($"dh {Version}\n"));
             return (int)ExitCode.Success;
         }
 

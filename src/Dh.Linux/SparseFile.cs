@@ -65,18 +65,6 @@ public static class SparseFile
         }
     }
 
-    /// <summary>Writes a file's or directory's data to the disk (fsync(2)).</summary>
-    /// <param name="path">The file or directory.</param>
-    /// <exception cref="LinuxException">The disk failed.</exception>
-    public static void Sync(string path)
-    {
-        using var handle = Libc.Open(path, O_RDONLY | O_CLOEXEC, 0);
-        if (handle.IsInvalid || Libc.Fsync(handle) != 0)
-        {
-            throw LinuxException.Last($"fsync {path}");
-        }
-    }
-
     /// <summary>Drops a file's clean pages from the page cache (POSIX_FADV_DONTNEED), so that the next read comes from the disk.</summary>
     /// <param name="file">An open file.</param>
     public static void DropFromPageCache(SafeFileHandle file) => _ = Libc.PosixFadvise(file, 0, 0, POSIX_FADV_DONTNEED);

@@ -13,7 +13,7 @@ public sealed class AbiTests
     [Fact(Timeout = 60_000)]
     public async Task Every_number_size_and_offset_equals_that_of_the_C_headers()
     {
-        var native = await NativeLinesAsync();
+        var native = await NativeLinesAsync(TestContext.Current.CancellationToken);
 
         Assert.Equal(native.Order(StringComparer.Ordinal), ManagedLines().Order(StringComparer.Ordinal));
     }
@@ -59,20 +59,20 @@ public sealed class AbiTests
 
     private static string Line(string name, ulong value) => string.Create(CultureInfo.InvariantCulture, $"{name} {value}");
 
-    private static async Task<string[]> NativeLinesAsync()
+    private static async Task<string[]> NativeLinesAsync(CancellationToken cancellationToken)
     {
         using var directory = new TempDir();
         string program = directory["abi_check"];
-        _ = await RunAsync("gcc", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-o", program, Repository.PathOf("test/abi-check/abi_check.c"));
-        return (await RunAsync(program)).Split('\n', StringSplitOptions.RemoveEmptyEntries);
+        _ = await RunAsync("gcc", cancellationToken, "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-o", program, Repository.PathOf("test/abi-check/abi_check.c"));
+        return (await RunAsync(program, cancellationToken)).Split('\n', StringSplitOptions.RemoveEmptyEntries);
     }
 
-    private static async Task<string> RunAsync(string program, params string[] arguments)
+    private static async Task<string> RunAsync(string program, CancellationToken cancellationToken, params string[] arguments)
     {
         using var process = Process.Start(new ProcessStartInfo(program, arguments) { RedirectStandardOutput = true, RedirectStandardError = true })!;
-        var error = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
-        string output = await process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
-        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        var error = process.StandardError.ReadToEndAsync(cancellationToken);
+        string output = await process.StandardOutput.ReadToEndAsync(cancellationToken);
+        await process.WaitForExitAsync(cancellationToken);
         Assert.True(process.ExitCode == 0, await error);
         return output;
     }

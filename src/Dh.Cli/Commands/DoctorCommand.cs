@@ -26,11 +26,10 @@ internal sealed class DoctorCommand : Command
     private async Task<int> RunAsync(ParseResult parsed)
     {
         var home = DhHome.Default;
-        var kvm = Kvm();
         CheckOutput[] checks =
         [
             Platform(),
-            kvm,
+            Kvm(home),
             PageFaults(),
             await QemuAsync(),
             Program("mmdebstrap", "mmdebstrap"),
@@ -62,7 +61,7 @@ internal sealed class DoctorCommand : Command
         return new("platform", fits, Required: true, RuntimeInformation.OSDescription, fits ? null : "dh runs microVMs on x86-64 Linux only");
     }
 
-    private static CheckOutput Kvm()
+    private static CheckOutput Kvm(DhHome home)
     {
         const string device = "/dev/kvm";
         const string name = "KVM";
@@ -81,7 +80,13 @@ internal sealed class DoctorCommand : Command
             return new(name, false, Required: false, $"{device} cannot be opened ({error.Message})", $"{emulation}; add yourself to the group kvm");
         }
 
-        return new(name, true, Required: false, $"{device} opens; whether it runs a kernel is tried out by dh vm prepare --accel auto", null);
+        // Opening proves nothing: on some hosts the device makes machines that cannot run an ordinary kernel.
+        return KvmProbe.Cached(home.CacheDirectory) switch
+        {
+            null => new(name, true, Required: false, $"{device} opens; not probed yet: dh vm prepare tries whether it runs a kernel", null),
+            { Works: true } => new(name, true, Required: false, $"{device} runs a kernel", null),
+            var verdict => new(name, false, Required: false, $"{device} opens, but does not run a kernel: {verdict.Reason}", emulation),
+        };
     }
 
     private static CheckOutput PageFaults()

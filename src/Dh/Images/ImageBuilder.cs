@@ -79,17 +79,17 @@ public sealed class ImageBuilder(ImageBuildOptions options, TimeProvider? clock 
     {
         foreach (string file in Directory.EnumerateFiles(finished))
         {
-            SparseFile.Sync(file);
+            Files.Sync(file);
         }
 
-        SparseFile.Sync(finished);
+        Files.Sync(finished);
         if (Directory.Exists(directory))
         {
             Directory.Move(directory, discarded);
         }
 
         Directory.Move(finished, directory);
-        SparseFile.Sync(Path.GetDirectoryName(directory)!);
+        Files.Sync(Path.GetDirectoryName(directory)!);
     }
 
     private static bool IsFull(Exception error) =>

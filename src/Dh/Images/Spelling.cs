@@ -7,7 +7,7 @@ internal static class Spelling
     public static string DidYouMean(string word, IEnumerable<string> candidates)
     {
         var (nearest, distance) = candidates.Select(candidate => (candidate, Distance(word, candidate))).DefaultIfEmpty(("", int.MaxValue)).MinBy(pair => pair.Item2);
-        return distance <= Math.Max(1, word.Length / 3) ? $" (did you mean '{nearest}'?)" : "";
+        return distance < word.Length && distance <= Math.Max(2, word.Length / 3) ? $" (did you mean '{nearest}'?)" : "";
     }
 
     /// <summary>Levenshtein's distance: insertions, deletions and replacements that make one word the other.</summary>

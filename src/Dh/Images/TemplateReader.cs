@@ -35,7 +35,12 @@ internal sealed partial class TemplateReader
         foreach (var table in document.Tables)
         {
             string name = PathOf(table.Name!);
-            if (table is TableArraySyntax || !KnownTables.Contains(name))
+            if (table is TableArraySyntax && KnownTables.Contains(name))
+            {
+                throw reader.Error(table.Span, $"'{name}' is one table: write [{name}]");
+            }
+
+            if (!KnownTables.Contains(name))
             {
                 throw reader.Error(table.Span, $"unknown table '{name}'{Spelling.DidYouMean(name, KnownTables)}; known tables: {string.Join(", ", KnownTables)}");
             }

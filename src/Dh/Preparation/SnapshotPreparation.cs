@@ -73,7 +73,7 @@ public static class SnapshotPreparation
         {
             long free = new DriveInfo(options.Home.Path).AvailableFreeSpace;
             throw new DhException(
-                DhErrorReason.Host, $"The snapshot could not be written in {options.Home.Path} ({free >> 20} MiB free): {e.Message}. The old snapshot, if there is one, stays in use.", e);
+                DhErrorReason.Host, $"The snapshot could not be written in {options.Home.Path} ({free >> 20} MiB free): {e.Message.TrimEnd('.')}. The old snapshot, if there is one, stays in use.", e);
         }
 
         void Report(string step, string? detail) => progress?.Report(new PreparationProgress(step, detail, null));
@@ -150,7 +150,7 @@ public static class SnapshotPreparation
             string path = Path.Combine(draft, name);
             cancellationToken.ThrowIfCancellationRequested();
             files[name] = Snapshot.Describe(path);
-            SparseFile.Sync(path);
+            Files.Sync(path);
             if (!OperatingSystem.IsWindows())
             {
                 File.SetUnixFileMode(path, UnixFileMode.UserRead);
@@ -180,8 +180,8 @@ public static class SnapshotPreparation
         };
         string manifestPath = Path.Combine(draft, Snapshot.ManifestName);
         await File.WriteAllBytesAsync(manifestPath, JsonSerializer.SerializeToUtf8Bytes(manifest, SnapshotJson.Default.SnapshotManifest), cancellationToken).ConfigureAwait(false);
-        SparseFile.Sync(manifestPath);
-        SparseFile.Sync(draft);
+        Files.Sync(manifestPath);
+        Files.Sync(draft);
         return manifest;
     }
 

@@ -96,11 +96,11 @@ public sealed class SnapshotStore(DhHome home)
     {
         string entry = DhHome.EnsurePrivate(Path.Combine(home.SnapshotsDirectory, $"{manifest.Template}-{manifest.Version}"));
         string final = Path.Combine(entry, manifest.Id);
-        Directory.Move(draft, final);
+        Files.Rename(draft, final);
         string link = Path.Combine(entry, $".{manifest.Id}.link");
         File.CreateSymbolicLink(link, manifest.Id);
-        File.Move(link, Path.Combine(entry, CurrentName), overwrite: true);
-        SparseFile.Sync(entry);
+        Files.Rename(link, Path.Combine(entry, CurrentName));
+        Files.Sync(entry);
         RemoveUnused(entry, except: manifest.Id);
         return Snapshot.Open(final);
     }

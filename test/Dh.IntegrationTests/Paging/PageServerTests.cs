@@ -224,7 +224,7 @@ public sealed class PageServerTests : IDisposable
         AssertMatches($"Memory file {file} could not be read at offset *: it was truncated while it was in use. Run `dh vm prepare --force`.", (await RefusedAsync(server)).Message);
     }
 
-    [Theory(Timeout = 60_000)]
+    [Theory]
     [InlineData("missing", "Memory file * cannot be opened: *")]
     [InlineData("empty", "Memory file * is 0 bytes long, which is no whole number of pages: it is truncated or no memory file.")]
     [InlineData("odd", "Memory file * is 5000 bytes long, which is no whole number of pages: it is truncated or no memory file.")]

@@ -3,7 +3,6 @@ using System.Runtime.InteropServices;
 using System.Text;
 using Dh.Linux;
 using Dh.TestSupport;
-using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Tests.Linux;
 

@@ -99,10 +99,10 @@ public sealed class FileTests : IDisposable
     [Fact]
     public void Files_and_directories_are_synced_and_missing_ones_named()
     {
-        SparseFile.Sync(_directory.Write("file", "x"));
-        SparseFile.Sync(_directory.Path);
+        Files.Sync(_directory.Write("file", "x"));
+        Files.Sync(_directory.Path);
 
-        Assert.Equal($"fsync {_directory["missing"]}: ENOENT (No such file or directory)", Assert.Throws<LinuxException>(() => SparseFile.Sync(_directory["missing"])).Message);
+        Assert.Equal($"fsync {_directory["missing"]}: ENOENT (No such file or directory)", Assert.Throws<LinuxException>(() => Files.Sync(_directory["missing"])).Message);
     }
 
     [Fact]
