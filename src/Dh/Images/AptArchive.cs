@@ -60,6 +60,14 @@ internal sealed class AptArchive
     public async Task<IReadOnlyDictionary<string, string>> ShowAsync(string package, CancellationToken cancellationToken) =>
         ParseControl(await Apt("apt-cache", "show", "--no-all-versions", package).RunAsync(cancellationToken));
 
+    /// <summary>Finds out what installing packages into an empty system comes to, in a second and without doing it.</summary>
+    /// <param name="packages">Their names.</param>
+    /// <param name="cancellationToken">Ends the work.</param>
+    /// <returns>The names of all that would be installed.</returns>
+    /// <exception cref="BuildCommandException">One does not exist, or two do not go together; apt's lines say which.</exception>
+    public async Task<IReadOnlySet<string>> SimulateInstallAsync(IEnumerable<string> packages, CancellationToken cancellationToken) =>
+        ParseSimulation(await Apt("apt-get", ["install", "--simulate", "--quiet", "--no-install-recommends", .. packages]).RunAsync(cancellationToken));
+
     /// <summary>Downloads a package and unpacks it, without running anything of it.</summary>
     /// <param name="package">Its name.</param>
     /// <param name="target">The directory to unpack into.</param>
@@ -88,6 +96,10 @@ internal sealed class AptArchive
 
         return fields;
     }
+
+    /// <summary>The packages of apt-get's <c>Inst NAME (VERSION ...)</c> lines.</summary>
+    internal static IReadOnlySet<string> ParseSimulation(string output) => output.Split('\n')
+        .Select(line => line.Split(' ')).Where(words => words is ["Inst", _, ..]).Select(words => words[1]).ToHashSet(StringComparer.Ordinal);
 
     /// <summary>The lines of <c>apt-config dump</c> that say how mirrors are reached.</summary>
     internal static string SelectTransport(string dump)

@@ -22,6 +22,7 @@ internal sealed class ImageBuild(
     BuildNamespace workspace,
     IProgress<ImageProgress>? progress)
 {
+    private const string InterpreterPackage = "python3-minimal"; // it holds /usr/bin/python3
     private const UnixFileMode ReadOnlyMode = UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead;
 
     // What mmdebstrap says when it begins something, and how much of the build is done then.
@@ -54,7 +55,7 @@ internal sealed class ImageBuild(
 
         IReadOnlyList<ImageWheel> wheels = requirements.Count == 0 ? [] : await InstallPythonAsync(tree, cancellationToken);
         Report("Python", "compiling the standard library", 0.75);
-        string pythonVersion = await tree.PythonVersionAsync(template.Name, cancellationToken);
+        string pythonVersion = await tree.PythonVersionAsync(cancellationToken);
         tree.AddGuestFiles(template, guest.PythonFiles);
         await tree.CompilePythonAsync(pythonVersion, template.Name, cancellationToken);
 
@@ -121,6 +122,7 @@ internal sealed class ImageBuild(
     private async Task<KernelPackage> FetchAsync(AptArchive archive, CancellationToken cancellationToken)
     {
         await archive.UpdateAsync(cancellationToken);
+        await CheckPackagesAsync(archive, cancellationToken);
         Report("Kernel", "downloading", null);
         var kernel = await KernelPackage.FetchAsync(archive, Make("kernel"), cancellationToken);
         if (requirements.Count > 0)
@@ -131,11 +133,32 @@ internal sealed class ImageBuild(
         return kernel;
     }
 
+    // Half a minute before mmdebstrap would come to it.
+    private async Task CheckPackagesAsync(AptArchive archive, CancellationToken cancellationToken)
+    {
+        IReadOnlySet<string> installed;
+        try
+        {
+            installed = await archive.SimulateInstallAsync(template.Packages, cancellationToken);
+        }
+        catch (BuildCommandException error)
+        {
+            throw new DhException(
+                DhErrorReason.Image,
+                $"The packages of the template '{template.Name}' cannot be installed from Debian {template.Suite}:\n{BuildCommandException.Indent(error.LastLines)}",
+                error);
+        }
+
+        if (!installed.Contains(InterpreterPackage))
+        {
+            throw new DhException(DhErrorReason.Image, $"The packages of the template '{template.Name}' bring no /usr/bin/python3: add \"python3\" to them.");
+        }
+    }
+
     private async Task<IReadOnlyList<ImageWheel>> InstallPythonAsync(RootTree tree, CancellationToken cancellationToken)
     {
         const string step = "Python packages";
         Report(step, string.Join(", ", requirements), 0.66);
-        await tree.PythonVersionAsync(template.Name, cancellationToken); // says so when there is no Python
         return await new PythonPackages(tree, Make("pip")).InstallAsync(requirements, options.Wheelhouse, line => Report(step, line, null), cancellationToken);
     }
 

@@ -97,14 +97,8 @@ internal sealed class RootTree(string path, BuildNamespace workspace)
     }
 
     /// <summary>The version of the tree's interpreter: <c>3.11.2</c>.</summary>
-    /// <exception cref="DhException"><see cref="DhErrorReason.Image"/>: the packages bring no Python.</exception>
-    public async Task<string> PythonVersionAsync(string template, CancellationToken cancellationToken)
+    public async Task<string> PythonVersionAsync(CancellationToken cancellationToken)
     {
-        if (!File.Exists(Path + "/usr/bin/python3"))
-        {
-            throw new DhException(DhErrorReason.Image, $"The packages of the template '{template}' bring no /usr/bin/python3: add \"python3\" to them.");
-        }
-
         string version = await Python("-I", "-c", "import platform; print(platform.python_version())").RunAsync(cancellationToken);
         return version.Trim();
     }

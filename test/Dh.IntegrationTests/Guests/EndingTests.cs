@@ -8,8 +8,6 @@ public sealed class EndingTests(PreparedHome prepared)
 {
     private static readonly TimeSpan CleanUpLimit = TimeSpan.FromSeconds(1);
 
-    private DhProgram Dh => prepared.Dh;
-
     [Fact]
     public async Task Killed_fifty_times_at_random_moments_it_leaves_nothing()
     {

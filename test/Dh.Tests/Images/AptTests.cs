@@ -100,6 +100,11 @@ public sealed class AptTests
     }
 
     [Fact]
+    public void A_simulation_names_what_would_be_installed() => Assert.Equal(
+        ["python3-minimal", "tzdata"],
+        AptArchive.ParseSimulation("Reading package lists...\nInst python3-minimal (3.11.2 Debian:12 [amd64])\nInst tzdata (2026a all)\nConf tzdata (2026a all)\n").Order());
+
+    [Fact]
     public void The_kernels_package_is_what_the_meta_package_depends_on() =>
         Assert.Equal("linux-image-6.12.117+deb13-cloud-amd64", KernelPackage.PackageOf("linux-image-6.12.117+deb13-cloud-amd64 (= 6.12.117-1), x"));
 

@@ -76,7 +76,7 @@ public sealed class HandshakeMessageTests
     [InlineData("[{\"size\":18446744073709551616}]", "`size` of region 0 is no unsigned 64-bit number.")]
     [InlineData("[{\"size\":\"1\"}]", "`size` of region 0 is no unsigned 64-bit number.")]
     [InlineData("[{\"size\":null}]", "`size` of region 0 is no unsigned 64-bit number.")]
-    [InlineData("[{\"a\":{\"b\":{\"c\":{}}}}]", "malformed JSON at byte 15.")]
+    [InlineData("[{\"a\":{\"b\":{\"c\":{}}}}]", "malformed JSON at byte 16.")]
     public void What_cannot_become_a_handshake_is_refused(string text, string reason)
     {
         var refusal = Assert.Throws<PageServerException>(() => Parse(text));
