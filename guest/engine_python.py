@@ -77,7 +77,6 @@ def warm_up():
             b"def f(): 1 / 0\ntry: f()\nexcept Exception as e: raise ValueError('text') from e",
             b"1 +",
             b"raise SystemExit('text')",
-            b"raise KeyboardInterrupt",
         ):
             rehearsal.run(source)
     if os.path.exists(WARM_UP):
@@ -120,11 +119,9 @@ def child(control, stdin, stdout, stderr, jobs, report):
     jobs, report = keep_private(jobs), Report(keep_private(report))
     write("/proc/self/oom_score_adj", "0")
     write(RUN_CGROUP, "0")
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a cancel that comes early waits until the code runs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     rehearsal = Rehearsal()
-    reseed()
     rehearsal.run_once()  # writes to the pages that a run writes to: their copies are made before the snapshot
     listener = stdin_demand.install()
     socket.send_fds(control, [b"child %d" % os.getpid()], [] if listener is None else [listener])
@@ -133,13 +130,12 @@ def child(control, stdin, stdout, stderr, jobs, report):
     control.close()
 
     main_module = new_main_module()
-    while not (job := read_message(jobs)):  # the machine has been restored, and its entropy renewed
-        reseed()
-        rehearsal.run_once()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        while not (job := read_message(jobs)):  # none yet: but the machine has been restored, and there will be one
+            rehearsal.run_once()
+        reseed()
         code, result_repr, error = run(main_module, *marshal.loads(job))
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt as interrupt:  # a cancel that came before the code
         code, result_repr, error = failure(interrupt)
     end(code, result_repr, error, main_module, report)
 
@@ -187,18 +183,18 @@ def reseed():
 
 
 class Report:
-    """What the runner is told of a run: a line when the code has ended, which may be empty, and its exit code as the
-    last act of the process."""
+    """What the runner is told of a run: a line when the code has ended, which may be empty, and a byte, the exit code, as
+    the last act of the process."""
 
     def __init__(self, pipe):
         self._pipe = pipe
-        self._inode = os.fstat(pipe).st_ino
         self._process = os.getpid()
 
     def send(self, data):
         # The code may have forked and come to its end twice, or have closed the pipe and opened a file in its place.
         try:
-            if os.getpid() == self._process and os.fstat(self._pipe).st_ino == self._inode:
+            if os.getpid() == self._process:
+                fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ)  # an error if it is none
                 while data:
                     data = data[os.write(self._pipe, data) :]
         except OSError:
@@ -333,7 +329,7 @@ def end(code, result_repr, error, module, report):
             show(traceback.format_exc())
     if not flush(sys.stdout) or not flush(sys.stderr):
         code = EXIT_FLUSH_FAILED
-    report.send(f"\n{code}\n".encode())
+    report.send(b"\n" + bytes((code,)))
     os._exit(code)
 
 
@@ -342,10 +338,11 @@ def release_globals(module):
     if len(sys._current_frames()) > 1:
         return  # daemon threads, which would see their globals vanish
     namespace = module.__dict__
-    for name in list(namespace):
-        if name != "__builtins__":
+    names = [name for name in namespace if name[:2] != "__"]
+    if names:  # what has left no name behind has left nothing to collect
+        for name in names:
             namespace[name] = None
-    gc.collect()
+        gc.collect()
 
 
 def flush(stream):
@@ -378,7 +375,9 @@ class Rehearsal:
         sys.stdout = sys.stderr = self._null
         module = new_main_module()
         try:
-            run(module, "code", "<string>", ["-c"], {}, True, source)
+            code, _, _ = run(module, "code", "<string>", ["-c"], {}, True, source)
+            if code == EXIT_INTERRUPTED:
+                raise KeyboardInterrupt
             release_globals(module)
             flush(sys.stdout)
         finally:

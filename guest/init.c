@@ -234,6 +234,27 @@ static void bring_loopback_up(void)
 	close(fd);
 }
 
+/* What costs a clone time without being of use to it. A kernel that lacks one of these has nothing to be tuned. */
+static void tune_kernel(void)
+{
+	static const struct {
+		const char *path, *value;
+	} settings[] = {
+		/* The same code at the same address in every process: an emulator translates it once. The clones share a layout anyway. */
+		{ "/proc/sys/kernel/randomize_va_space", "0" },
+		/* A huge page is cleared as a whole when one byte of it is touched. */
+		{ "/sys/kernel/mm/transparent_hugepage/enabled", "madvise" },
+		/* Housekeeping that would run just after a restore, and again and again in a clone that waits. */
+		{ "/proc/sys/vm/compaction_proactiveness", "0" },
+		{ "/proc/sys/vm/stat_interval", "3600" },
+		{ "/proc/sys/vm/dirty_writeback_centisecs", "0" },
+	};
+
+	for (size_t i = 0; i < sizeof(settings) / sizeof(settings[0]); i++)
+		if (access(settings[i].path, F_OK) == 0)
+			write_file(settings[i].path, settings[i].value);
+}
+
 static pid_t start_runner(void)
 {
 	char *const arguments[] = { "/usr/bin/python3", "-I", "-u", "/usr/lib/dh/runner.py", NULL };
@@ -277,10 +298,7 @@ int main(void)
 	bind_identity("/etc/machine-id", "machine-id", "00000000000000000000000000000000\n");
 	bind_identity("/proc/sys/kernel/random/boot_id", "boot_id", "00000000-0000-0000-0000-000000000000\n");
 	bring_loopback_up();
-	/* A huge page is cleared as a whole when one byte of it is touched: dear in a clone that lives for one run. */
-	write_file("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
-	/* The same code at the same address in every process: an emulator then translates it once. Clones share their layout anyway. */
-	write_file("/proc/sys/kernel/randomize_va_space", "0");
+	tune_kernel();
 	/* The runner inherits it, and gives it up for the code that it starts. */
 	write_file("/proc/self/oom_score_adj", "-1000");
 

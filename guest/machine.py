@@ -28,14 +28,12 @@ class Machine:
 
     # Identity
 
-    def refresh(self, wall_clock_ns, entropy):
-        """Clock and random numbers. The clock comes first: other generators' rules depend on it."""
+    def refresh(self, wall_clock_ns, entropy, hostname, machine_id, boot_id):
+        """Makes this clone unlike any other. The clock comes first: the rules of other things depend on it."""
         time.clock_settime_ns(time.CLOCK_REALTIME, wall_clock_ns)
         # struct rand_pool_info: the entropy that is credited (bits), the size of what follows.
         fcntl.ioctl(self._random, RNDADDENTROPY, struct.pack("=ii", 8 * len(entropy), len(entropy)) + entropy)
         fcntl.ioctl(self._random, RNDRESEEDCRNG)
-
-    def rename(self, hostname, machine_id, boot_id):
         socket.sethostname(hostname)
         os.pwrite(self._machine_id, machine_id.encode() + b"\n", 0)
         os.pwrite(self._boot_id, boot_id.encode() + b"\n", 0)

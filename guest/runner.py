@@ -132,13 +132,12 @@ class Run:
         self.job.ending = True
 
     def told(self, data):
-        """More of the report. It is two lines: the first, when the code has ended, may be empty; the second is the
-        exit code, and the process's last act."""
+        """More of the report: a line that may be empty, when the code has ended, and a byte, the exit code, as the last
+        act of the process."""
         self.reported += data
-        if data[-1:] == b"\n" and self.reported.count(b"\n") == 2:
-            code = self.reported.split(b"\n")[1]
-            if len(code) <= 3 and code.isdigit():
-                self.exit_code = int(code) & 0xFF
+        end_of_line = self.reported.find(b"\n")
+        if end_of_line >= 0 and end_of_line + 2 == len(self.reported):
+            self.exit_code = self.reported[-1]
 
     def result(self, out_of_memory):
         """The header of the result's frame."""
@@ -147,12 +146,11 @@ class Run:
             exit_code = self.status.si_status
             if self.status.si_code != os.CLD_EXITED:
                 exit_code, signal_number = 128 + exit_code, exit_code
-        run_us = (self.ended_ns - self.started_ns) // 1000
         head = (
             f'{{"type":"result","id":{self.id},"outcome":"{"exited" if signal_number is None else "signaled"}",'
             f'"exit_code":{exit_code},"signal":{signal_number or "null"},'
             f'"out_of_memory":{"true" if out_of_memory else "false"},'
-            f'"run_ms":{run_us // 1000}.{run_us % 1000:03},"tables":[],'
+            f'"run_ms":{self.ended_ns - self.started_ns}e-6,"tables":[],'
         ).encode()
         return head + read_report(self.reported, MAX_HEADER - len(head))
 
@@ -226,6 +224,11 @@ class Runner:
     # The channel
 
     def _on_channel(self, _, events):
+        if not self._greeted and self._next is not None:
+            # The first sign of a host, mostly after a restore: while it introduces itself, the process that waits for
+            # code goes once more, on another CPU, through what it is going to do (an empty job).
+            self._next.job.waiting = bytes(4)
+            self._write(self._next, self._next.job)
         gone = events & select.EPOLLHUP != 0
         if gone:
             self._channel.start_anew()
@@ -290,13 +293,7 @@ class Runner:
             raise Refused("hello: machine_id is not 32 hex digits")
         if type(boot_id) is not str or len(boot_id) != 36:
             raise Refused("hello: boot_id is not a UUID")
-        self._machine.refresh(wall_clock_ns, entropy)
-        if self._next is not None:
-            # The process that waits for code seeds itself anew, and goes once more through all that it will have to do:
-            # on another CPU, while the host is on its way to say what that is.
-            self._next.job.waiting += bytes(4)
-            self._write(self._next, self._next.job)
-        self._machine.rename(hostname, machine_id, boot_id)
+        self._machine.refresh(wall_clock_ns, entropy, hostname, machine_id, boot_id)
         self._greeted = True
         self._send(f'{{"type":"hello","protocol":{PROTOCOL},"wall_clock_ns":{time.time_ns()}}}'.encode(), urgent=True)
 

@@ -108,6 +108,9 @@ def assemble(lines):
 PROGRAM = assemble(FILTER)
 
 
+_libc = ctypes.CDLL(None)
+
+
 class _Fprog(ctypes.Structure):
     """struct sock_fprog"""
 
@@ -120,7 +123,7 @@ def install():
     Returns the listener's descriptor, or None where the kernel cannot notify."""
     program = _Fprog(len(PROGRAM) // 8, PROGRAM)
     flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_SPEC_ALLOW
-    listener = ctypes.CDLL(None).syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program))
+    listener = _libc.syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program))
     return None if listener < 0 else listener
 
 

@@ -107,16 +107,16 @@ static size_t add_region(char *text, size_t at, const struct region *region)
         at == 0 ? "[" : ",", (uintptr_t)region->base, region->size, region->offset);
 }
 
-static void *remove_stretches(void *unused)
+// `once`: like a balloon that is inflated, through memory once; else over and over.
+static void *remove_stretches(void *once)
 {
-    (void)unused;
     do {
         for (int i = 0; i < region_count; i++)
             for (size_t at = 0; at + STRETCH <= regions[i].size; at += STRETCH)
                 if ((regions[i].offset + at) / STRETCH % 2 == 1 && madvise(regions[i].base + at, STRETCH, MADV_DONTNEED) != 0)
                     die("madvise");
         atomic_fetch_add(&passes, 1);
-    } while (!atomic_load(&stopping));
+    } while (once == NULL && !atomic_load(&stopping));
     return NULL;
 }
 
@@ -132,9 +132,9 @@ static void *touch_at_random(void *unused)
     return NULL;
 }
 
-static void start_thread(void *(*body)(void *))
+static void start_thread(void *(*body)(void *), void *argument)
 {
-    if (pthread_create(&threads[thread_count++], NULL, body, NULL) != 0)
+    if (pthread_create(&threads[thread_count++], NULL, body, argument) != 0)
         die("pthread_create");
 }
 
@@ -276,12 +276,12 @@ int main(int argc, char **argv)
         send_message(sock, text, length, &uffd, 1);
     }
     if (strcmp(mode, "remove") == 0) {
-        start_thread(remove_stretches);
-        start_thread(touch_at_random);
+        start_thread(remove_stretches, &total);
+        start_thread(touch_at_random, NULL);
     } else if (strcmp(mode, "storm") == 0) {
-        start_thread(remove_stretches);
-        start_thread(remove_stretches);
-        start_thread(remove_stretches);
+        start_thread(remove_stretches, NULL);
+        start_thread(remove_stretches, NULL);
+        start_thread(remove_stretches, NULL);
     }
     say("sent\n");
 

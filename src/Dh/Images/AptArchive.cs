@@ -136,5 +136,5 @@ internal sealed class AptArchive
         """;
 
     private BuildCommand Apt(string program, params ReadOnlySpan<string> arguments) =>
-        BuildCommand.Of(program, arguments).With("APT_CONFIG", ConfigurationPath) with { Timeout = DownloadLimit };
+        BuildCommand.Of(program, arguments).With("APT_CONFIG", ConfigurationPath).With("TMPDIR", _directory) with { Timeout = DownloadLimit };
 }

@@ -40,7 +40,7 @@ internal sealed partial class PythonPackages(RootTree tree, string temporary)
         await File.WriteAllLinesAsync(list, requirements, cancellationToken);
         try
         {
-            await (FetchCommand(tree.Path, pip, list, wheels, wheelhouse) with { OnLine = onLine }).RunAsync(cancellationToken);
+            await (FetchCommand(tree.Path, pip, list, wheels, wheelhouse).With("TMPDIR", temporary) with { OnLine = onLine }).RunAsync(cancellationToken);
         }
         catch (BuildCommandException error)
         {

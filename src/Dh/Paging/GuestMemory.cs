@@ -18,6 +18,9 @@ internal sealed class GuestMemory : IDisposable
     /// <summary>Events that are read at a time: a guest that makes them faster than they are read must not keep the copies out for ever.</summary>
     private const int MaxEventBatches = 64;
 
+    /// <summary>Attempts without an event, each with a yield, before a refused copy sleeps: some tenths of a millisecond.</summary>
+    private const int MaxQuietRounds = 256;
+
     private readonly Userfaultfd _uffd;
     private readonly IMemorySource _source;
     private readonly ReaderWriterLockSlim _events = new();
@@ -40,7 +43,7 @@ internal sealed class GuestMemory : IDisposable
     /// <exception cref="PageServerException">The memory file or the kernel failed.</exception>
     public bool Copy(CopyPiece piece)
     {
-        long refusedSince = 0;
+        var refusal = default(Refusal);
         for (ulong done = 0; done < piece.Length;)
         {
             ulong address = piece.Address + done;
@@ -76,7 +79,7 @@ internal sealed class GuestMemory : IDisposable
                     done += piece.PageSize;
                     break;
                 case PagePlacement.Again:
-                    AwaitChange(ref refusedSince, address);
+                    AwaitChange(ref refusal, address);
                     continue;
                 case PagePlacement.Gone:
                     return false;
@@ -85,7 +88,7 @@ internal sealed class GuestMemory : IDisposable
                         $"Memory file {_source.Path} could not be read at offset {piece.Offset + (long)done}: it was truncated while it was in use. Run `dh vm prepare --force`.");
             }
 
-            refusedSince = 0;
+            refusal = default;
         }
 
         return true;
@@ -95,14 +98,17 @@ internal sealed class GuestMemory : IDisposable
     /// Reads the events that wait and records what was removed. Should some be left, no copy goes wrong: the kernel refuses copies as long
     /// as a REMOVE was not read.
     /// </summary>
-    public void ReadEvents()
+    /// <returns>Whether there was one.</returns>
+    public bool ReadEvents()
     {
+        bool any = false;
         Span<UserfaultfdEvent> events = stackalloc UserfaultfdEvent[32];
         _events.EnterWriteLock();
         try
         {
             for (int batch = 0, count; batch < MaxEventBatches && (count = _uffd.ReadEvents(events)) > 0; batch++)
             {
+                any = true;
                 foreach (var e in events[..count])
                 {
                     // A page fault needs no answer here: the population brings its page, or the release wakes its thread.
@@ -117,13 +123,15 @@ internal sealed class GuestMemory : IDisposable
         {
             _events.ExitWriteLock();
         }
+
+        return any;
     }
 
     /// <summary>Gives every region back to the kernel: what is missing reads as zeros from now on, and nobody waits for this server any more.</summary>
     /// <returns>False when the VMM is gone.</returns>
     public bool Release()
     {
-        ReadEvents();
+        _ = ReadEvents();
         bool alive = true;
         foreach (var region in Regions)
         {
@@ -132,10 +140,10 @@ internal sealed class GuestMemory : IDisposable
 
         // A thread that entered madvise before the unregistering waits until its REMOVE is read, and it may not have queued it yet. As long
         // as there is one, the kernel answers EAGAIN to whatever is placed; after that, ENOENT, because nothing is registered any more.
-        long refusedSince = 0;
+        var refusal = default(Refusal);
         while (_uffd.ZeroPage(Regions[0].BaseHostVirtAddr, Regions[0].PageSize).Outcome == PagePlacement.Again)
         {
-            AwaitChange(ref refusedSince, Regions[0].BaseHostVirtAddr);
+            AwaitChange(ref refusal, Regions[0].BaseHostVirtAddr);
         }
 
         return alive;
@@ -150,19 +158,30 @@ internal sealed class GuestMemory : IDisposable
 
     /// <summary>
     /// The kernel refuses copies while a thread is inside madvise, and goes on refusing after its event was read until that thread has run
-    /// on. So: read what waits, then wait a moment, or until the next event.
+    /// on. So: read what waits, then try again at once. Waiting for the next event would be waiting for the next refusal, for ever when a
+    /// guest gives back one range after the other; only when no event comes for a while is the thread not running, and sleeping right.
     /// </summary>
-    private void AwaitChange(ref long refusedSince, ulong address)
+    private void AwaitChange(ref Refusal refusal, ulong address)
     {
-        refusedSince = refusedSince == 0 ? Stopwatch.GetTimestamp() : refusedSince;
-        if (Stopwatch.GetElapsedTime(refusedSince) > ChangingLimit)
+        refusal.Since = refusal.Since == 0 ? Stopwatch.GetTimestamp() : refusal.Since;
+        if (Stopwatch.GetElapsedTime(refusal.Since) > ChangingLimit)
         {
             throw new PageServerException($"The kernel refused to place pages at {address:x} for {ChangingLimit.TotalSeconds:0} s (EAGAIN): the VMM's memory keeps changing.");
         }
 
-        ReadEvents();
-        _ = Poll.Wait(_uffd.Handle, RefusalPause);
+        refusal.QuietRounds = ReadEvents() ? 0 : refusal.QuietRounds + 1;
+        if (refusal.QuietRounds < MaxQuietRounds)
+        {
+            _ = Thread.Yield();
+        }
+        else
+        {
+            _ = Poll.Wait(_uffd.Handle, RefusalPause);
+        }
     }
+
+    /// <summary>How long a placement has been refused, and how many attempts there were since an event was read.</summary>
+    private record struct Refusal(long Since, int QuietRounds);
 }
 
 /// <summary>A stretch of the memory file and its place in the VMM.</summary>

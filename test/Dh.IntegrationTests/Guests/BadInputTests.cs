@@ -45,7 +45,7 @@ public sealed class BadInputTests(PreparedHome prepared)
     public async Task A_cut_file_is_refused_by_name(string name)
     {
         using var copy = CopyOfHome();
-        string file = Directory.EnumerateFiles(copy.Path, name, SearchOption.AllDirectories).Single();
+        string file = FileOf(copy, name);
         using (var stream = new FileStream(file, FileMode.Open))
         {
             stream.SetLength(stream.Length - 4096);
@@ -61,13 +61,20 @@ public sealed class BadInputTests(PreparedHome prepared)
     public async Task A_flipped_bit_in_the_state_is_refused()
     {
         using var copy = CopyOfHome();
-        string file = Directory.EnumerateFiles(copy.Path, "state", SearchOption.AllDirectories).Single();
+        string file = FileOf(copy, "state");
         byte[] bytes = await File.ReadAllBytesAsync(file, TestContext.Current.CancellationToken);
         bytes[bytes.Length / 2] ^= 1;
         await File.WriteAllBytesAsync(file, bytes, TestContext.Current.CancellationToken);
         var result = await new DhProgram(copy.Path).ExecAsync("1", "--template", "python", "--version", "3.11");
         Assert.Equal(125, result.ExitCode);
         Assert.Contains(file, result.Error, StringComparison.Ordinal);
+    }
+
+    /// <summary>A file of the snapshot, by the path that the program names it with.</summary>
+    private static string FileOf(TempDir copy, string name)
+    {
+        string entry = Directory.EnumerateDirectories(new DhHome(copy.Path).SnapshotsDirectory, "python-*").Single();
+        return Path.Combine(entry, new DirectoryInfo(Path.Combine(entry, "current")).LinkTarget!, name);
     }
 
     /// <summary>The prepared snapshots, copied with their holes.</summary>

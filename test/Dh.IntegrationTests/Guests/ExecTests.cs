@@ -36,8 +36,8 @@ public sealed class ExecTests(PreparedHome prepared)
     [InlineData("import sys; sys.exit(7)", 7, "")]
     [InlineData("import sys; sys.exit('words')", 1, "words\n")]
     [InlineData("import os; os._exit(9)", 9, "")]
-    [InlineData("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137, "")]
-    [InlineData("import ctypes; ctypes.string_at(0)", 139, "")]
+    [InlineData("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137, "dh: Signal 9 ended the code.\n")]
+    [InlineData("import ctypes; ctypes.string_at(0)", 139, "dh: Signal 11 ended the code.\n")]
     public async Task Exit_codes_are_the_codes_own(string code, int exitCode, string error)
     {
         var result = await Dh.ExecAsync(code);

@@ -268,16 +268,27 @@ public sealed class PageServerTests : IDisposable
     }
 
     [Fact(Timeout = 90_000)]
-    public async Task A_storm_of_removals_ends_in_bounded_time()
+    public async Task A_guest_that_never_stops_giving_pages_back_ends_in_bounded_time()
     {
         string file = MemoryFile(Small, holes: false);
-        for (int round = 0; round < 20; round++)
+        for (int round = 0; round < 5; round++)
         {
             var (client, connection) = await GuestMemoryClient.StartAsync("storm", Small);
             await using var _ = client;
             var server = PageServer.Start(connection, SparseFileSource.Open(file));
+            try
+            {
+                // Three threads in madvise leave hardly a moment in which the kernel accepts copies: both ends are right.
+                await PopulatedAsync(server);
+            }
+            catch (PageServerException e)
+            {
+                AssertMatches("The kernel refused to place pages at * for 5 s (EAGAIN): the VMM's memory keeps changing.", e.Message);
+                client.Kill();
+                await server.DisposeAsync();
+                continue;
+            }
 
-            await PopulatedAsync(server);
             // The threads inside madvise at the release must come out, although the VMM keeps its userfaultfd open.
             await server.DisposeAsync();
             await client.SentAsync();
