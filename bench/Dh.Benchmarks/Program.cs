@@ -8,7 +8,10 @@ switch (args)
     case ["population"]:
         await PopulationBenchmark.RunAsync();
         return 0;
+    case ["exec"]:
+        await ExecBenchmark.RunAsync();
+        return 0;
     default:
-        Console.Error.WriteLine("usage: Dh.Benchmarks population");
+        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec");
         return 2;
 }
