@@ -9,7 +9,6 @@ The child is forked twice, so that it becomes the runner's own: when it ends, th
 has to be woken to pass that on.
 """
 
-import __future__
 import ast
 import atexit
 import builtins
@@ -40,11 +39,11 @@ PRIVATE_DESCRIPTOR = 1000  # where the child keeps what is not the code's: above
 MAX_TEXT = 65_536  # characters of a text in the report
 EXIT_FLUSH_FAILED = 120  # as python itself ends when its standard output cannot be flushed
 EXIT_INTERRUPTED = 130
-FUTURE_FLAGS = 0
-for _name in __future__.all_feature_names:
-    FUTURE_FLAGS |= getattr(__future__, _name).compiler_flag
+CODE = "<string>"  # what tracebacks call the code that has no file
 
-_libc = ctypes.PyDLL(None)  # holds on to the interpreter's lock: other threads stand still while the process ends
+_libc = ctypes.PyDLL(None)  # holds on to the interpreter's lock: other threads do not come in between
+_stdout = sys.stdout
+_bare_modules = None  # how many there are in an interpreter that nothing has been done with; None if something has
 
 
 def main():
@@ -52,6 +51,7 @@ def main():
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # they were pipes while python made its streams of them; the warm-up talks to nobody
         os.dup2(null, descriptor)
+    os.close(null)
     sys.stdout.reconfigure(line_buffering=True)
     os.chdir(WORKSPACE)
     try:
@@ -59,7 +59,6 @@ def main():
     except BaseException:
         log(f"the warm-up failed\n{traceback.format_exc()}")
         sys.exit(1)
-    del sys.modules["stdin_demand"]  # the name is the code's again
     gc.collect()
     gc.freeze()  # a child's collector leaves these objects alone, and so their pages
     control.send(b"ready " + sys.version.split()[0].encode())
@@ -71,19 +70,28 @@ def main():
 
 
 def warm_up():
+    global _bare_modules
     with Rehearsal() as rehearsal:
         for source in (
             b"print('output')\n[len('value')]",
             b"def f(): 1 / 0\ntry: f()\nexcept Exception as e: raise ValueError('text') from e",
+            b"value = 1",
             b"1 +",
             b"raise SystemExit('text')",
         ):
             rehearsal.run(source)
+    del sys.modules["stdin_demand"]  # the name is the code's again
     if os.path.exists(WARM_UP):
         with open(WARM_UP, "rb") as file:
             code = compile(file.read(), WARM_UP, "exec", dont_inherit=True)
         exec(code, {"__name__": "__warmup__", "__file__": WARM_UP})
         sys.stdout.flush()
+    else:
+        # What C code has in its buffers has to be asked for; but in a bare interpreter there is none, and there will be
+        # none before another module has been imported. So that this shows, what the engine has imported goes.
+        for name in ("ctypes", "ctypes._endian", "_ctypes"):
+            del sys.modules[name]
+        _bare_modules = len(sys.modules)
 
 
 def log(text):
@@ -197,7 +205,7 @@ class Report:
                 fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ)  # an error if it is none
                 while data:
                     data = data[os.write(self._pipe, data) :]
-        except OSError:
+        except Exception:
             pass  # the runner goes by the exit status
 
 
@@ -232,24 +240,34 @@ def run(module, mode, filename, argv, env, show_result, source):
 def run_code(module, source, show_result):
     """As `python -c`, but the value of a last expression statement is returned."""
     sys.path[0] = ""
-    name = "<string>"
-    lines = source.decode("utf-8", "replace").splitlines(True)
-    linecache.cache[name] = len(source), None, lines, name  # it has no file whose time could make it stale
-    tree = compile(source, name, "exec", ast.PyCF_ONLY_AST, True)
-    last = tree.body[-1] if tree.body and show_result else None
-    if type(last) is not ast.Expr:
-        exec(compile(tree, name, "exec", 0, True), module.__dict__)
-        return None
-    # Both are compiled before either runs: an error in the last line comes before the first has any effect.
-    del tree.body[-1]
-    body, flags = None, 0
-    if tree.body:
-        body = compile(tree, name, "exec", 0, True)
-        flags = body.co_flags & FUTURE_FLAGS
-    expression = compile(ast.Expression(last.value), name, "eval", flags, True)
-    if body is not None:
-        exec(body, module.__dict__)
-    return eval(expression, module.__dict__)
+    text = source.decode()
+    linecache.cache[CODE] = len(source), None, text.splitlines(True), CODE  # no file whose time could make it stale
+    statements, expression = compile_code(text, show_result)
+    if statements is not None:
+        exec(statements, module.__dict__)
+    return None if expression is None else eval(expression, module.__dict__)
+
+
+def compile_code(text, show_result):
+    """The code to execute, and the expression that it ends with; either may be None. Nothing has run yet: an error in
+    the last line comes before the first has any effect."""
+    if not show_result:
+        return compile(text, CODE, "exec", 0, True), None
+    # Mostly the last line is the expression. It is when it is one by itself, and what comes before it is complete
+    # without it; blank lines keep its number right.
+    last = text.rstrip().rfind("\n") + 1
+    if text[last : last + 1].strip():  # it is not indented
+        try:
+            expression = compile("\n" * text.count("\n", 0, last) + text[last:], CODE, "eval", 0, True)
+            return compile(text[:last], CODE, "exec", 0, True) if last else None, expression
+        except SyntaxError:
+            pass
+    # The general case goes by the syntax tree, whose objects take much longer to make than the code.
+    tree = compile(text, CODE, "exec", ast.PyCF_ONLY_AST, True)
+    expression = None
+    if tree.body and type(tree.body[-1]) is ast.Expr:
+        expression = compile(ast.Expression(tree.body.pop().value), CODE, "eval", 0, True)
+    return compile(tree, CODE, "exec", 0, True), expression
 
 
 def run_script(module, filename, source):
@@ -320,26 +338,39 @@ def cut(text):
 def end(code, result_repr, error, module, report):
     """Ends the process as the interpreter does, except that it does not take itself apart: that would be felt, and
     nothing of it seen."""
-    if result_repr is not None or error is not None:
-        report.send(json.dumps({"result_repr": result_repr, "error": error}).encode())
-    for step in (threading._shutdown, atexit._run_exitfuncs, lambda: release_globals(module)):
-        try:
-            step()
-        except BaseException:
-            show(traceback.format_exc())
-    if not flush(sys.stdout) or not flush(sys.stderr):
-        code = EXIT_FLUSH_FAILED
-    report.send(b"\n" + bytes((code,)))
-    os._exit(code)
+    try:
+        if result_repr is not None or error is not None:
+            report.send(json.dumps({"result_repr": result_repr, "error": error}).encode())
+        guard(wait_for_threads)
+        guard(atexit._run_exitfuncs)
+        guard(release_globals, module)
+        if not (flush(sys.stdout) and flush(sys.stderr) and flush(_stdout)):
+            code = EXIT_FLUSH_FAILED
+        if len(sys.modules) != _bare_modules:
+            _libc.fflush(None)
+        report.send(b"\n" + bytes((code,)))
+    finally:
+        os._exit(code)
+
+
+def guard(step, *arguments):
+    try:
+        step(*arguments)
+    except BaseException:
+        show(traceback.format_exc())
+
+
+def wait_for_threads():
+    if threading._shutdown_locks or threading._threading_atexits:
+        threading._shutdown()
 
 
 def release_globals(module):
     """Lets go of what the code's globals hold: files are flushed, `__del__` is called."""
-    if len(sys._current_frames()) > 1:
-        return  # daemon threads, which would see their globals vanish
     namespace = module.__dict__
     names = [name for name in namespace if name[:2] != "__"]
-    if names:  # what has left no name behind has left nothing to collect
+    # Code that has left no name behind has left nothing to collect. Daemon threads would see their globals vanish.
+    if names and len(sys._current_frames()) == 1:
         for name in names:
             namespace[name] = None
         gc.collect()
@@ -375,7 +406,7 @@ class Rehearsal:
         sys.stdout = sys.stderr = self._null
         module = new_main_module()
         try:
-            code, _, _ = run(module, "code", "<string>", ["-c"], {}, True, source)
+            code, _, _ = run(module, "code", CODE, ["-c"], {}, True, source)
             if code == EXIT_INTERRUPTED:
                 raise KeyboardInterrupt
             release_globals(module)

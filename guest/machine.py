@@ -11,7 +11,7 @@ RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207  # linux/random.h
 CGROUPS = "/sys/fs/cgroup"
 RUN = CGROUPS + "/run"
 MAX_PROCESSES = 512
-RESERVED_MEMORY = 48 << 20  # for the kernel, the runner and the engine
+RESERVED_MEMORY = 8 << 20  # what the runner may yet need; the kernel keeps a reserve of its own
 
 
 class Machine:
@@ -46,11 +46,12 @@ class Machine:
 
     def _limit_runs(self):
         with open("/proc/meminfo") as meminfo:
-            memory = int(meminfo.readline().split()[1]) << 10  # MemTotal
+            fields = dict(line.split(":") for line in meminfo)
+        available = int(fields["MemAvailable"].split()[0]) << 10
         _write(CGROUPS + "/cgroup.subtree_control", "+memory +pids")
         os.mkdir(RUN)
         _write(RUN + "/pids.max", str(MAX_PROCESSES))
-        _write(RUN + "/memory.max", str(memory - RESERVED_MEMORY))
+        _write(RUN + "/memory.max", str(available - RESERVED_MEMORY))
         _write(RUN + "/memory.oom.group", "1")  # a run that has lost one process at random is of no use to anybody
 
     def kill_run(self):

@@ -34,6 +34,8 @@ PYTHON = "/usr/bin/python3"
 ENGINE = "python"
 ENGINE_CONTROL = 3  # the descriptor by which an engine knows its runner
 
+NO_JOB_YET = bytes(4)  # the length of an empty one
+
 MAX_OUTPUT = 65_536  # bytes of one stdout or stderr frame
 MAX_CREDIT = 65_536
 MAX_UNSENT = 262_144  # bytes; beyond them the code's output is not read, and the code waits for the host
@@ -164,6 +166,7 @@ class Runner:
         self._epoll = select.epoll()
         self._handlers = {}  # by descriptor; called with it, and with what epoll says of it
         self._requests = {"hello": self._hello, "exec": self._exec, "stdin": self._stdin, "cancel": self._cancel}
+        self._asleep = False  # no host has been heard of since `ready`
         self._greeted = False
         self._next = None  # the run whose process waits for code
         self._run = None
@@ -181,7 +184,7 @@ class Runner:
         """Changes over from the rehearsal's channel to the host's."""
         self._forget(self._channel.descriptor)
         self._channel = channel
-        self._greeted = False
+        self._asleep, self._greeted = True, False
         self._watch(channel.descriptor, self._on_channel)
         self._send(_to_json({
             "type": "ready", "protocol": PROTOCOL, "engine": ENGINE, "engine_version": engine_version,
@@ -224,11 +227,11 @@ class Runner:
     # The channel
 
     def _on_channel(self, _, events):
-        if not self._greeted and self._next is not None:
-            # The first sign of a host, mostly after a restore: while it introduces itself, the process that waits for
-            # code goes once more, on another CPU, through what it is going to do (an empty job).
-            self._next.job.waiting = bytes(4)
-            self._write(self._next, self._next.job)
+        if self._asleep:
+            # The first sign of a host, mostly after a restore: while it says hello, the process that waits for code goes
+            # on another CPU through what it is going to do.
+            self._asleep = False
+            os.write(self._next.job.descriptor, NO_JOB_YET)
         gone = events & select.EPOLLHUP != 0
         if gone:
             self._channel.start_anew()
