@@ -5,16 +5,19 @@ using static Dh.Linux.Abi.Constants;
 namespace Dh.Linux;
 
 /// <summary>
-/// A shared read-only mapping of a whole file (mmap(2)), as the source of copies that the kernel makes. Its bytes are never handed out as
-/// a span: when the file is truncated under the mapping, a read by this process is a SIGBUS, while a read by the kernel is an EFAULT.
+/// Memory that the kernel copies from (mmap(2)): a shared read-only mapping of a whole file, or a buffer. The bytes of a file are never
+/// handed out as a span: when the file is truncated under the mapping, a read by this process is a SIGBUS, while a read by the kernel is an
+/// EFAULT.
 /// </summary>
 public sealed class MemoryMapping : IDisposable
 {
+    private readonly bool _isBuffer;
     private nint _address;
 
-    private MemoryMapping(nint address, long length)
+    private MemoryMapping(nint address, long length, bool isBuffer)
     {
         _address = address;
+        _isBuffer = isBuffer;
         Length = length;
     }
 
@@ -42,8 +45,25 @@ public sealed class MemoryMapping : IDisposable
         ArgumentNullException.ThrowIfNull(file);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(length);
         nint address = Libc.Mmap(0, (nuint)length, PROT_READ, MAP_SHARED, file, 0);
-        return address != -1 ? new MemoryMapping(address, length) : throw LinuxException.Last($"mmap of {length} bytes");
+        return address != -1 ? new MemoryMapping(address, length, isBuffer: false) : throw LinuxException.Last($"mmap of {length} bytes");
     }
+
+    /// <summary>Makes a buffer of zeros, which takes memory only where it is written.</summary>
+    /// <param name="length">Bytes, positive and at most 2 GiB - 1; rounded up to whole pages by the kernel.</param>
+    /// <exception cref="LinuxException">The kernel refuses.</exception>
+    public static MemoryMapping Buffer(int length)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(length);
+        nint address = Libc.MmapAnonymous(0, (nuint)length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        return address != -1 ? new MemoryMapping(address, length, isBuffer: true) : throw LinuxException.Last($"mmap of {length} bytes");
+    }
+
+    /// <summary>The bytes of a buffer; not to be used after <see cref="Dispose"/>.</summary>
+    /// <exception cref="InvalidOperationException">This maps a file.</exception>
+    public unsafe Span<byte> Span => _isBuffer
+        // SAFETY: Length bytes are mapped readable and writable at Address, by this object alone, until it is disposed.
+        ? new Span<byte>((void*)Address, (int)Length)
+        : throw new InvalidOperationException("The bytes of a mapped file may vanish: they are for the kernel only.");
 
     /// <summary>
     /// Reads a range into the page cache and maps it (MADV_POPULATE_READ, Linux 5.14). An aid only: false when the kernel would not.
@@ -56,6 +76,14 @@ public sealed class MemoryMapping : IDisposable
         ArgumentOutOfRangeException.ThrowIfGreaterThan(offset + length, Length);
         return Libc.Madvise((nint)Address + (nint)offset, (nuint)length, MADV_POPULATE_READ) == 0;
     }
+
+    /// <summary>
+    /// Has the kernel read a range of some mapping into the page cache, in one go and no more than that (MADV_WILLNEED): the read-around of a
+    /// page fault may be megabytes. An aid only; costs nothing where there is no file behind the address, little where all is in the cache.
+    /// </summary>
+    /// <param name="address">Start, page-aligned.</param>
+    /// <param name="length">Bytes.</param>
+    public static void ReadAhead(nuint address, ulong length) => _ = Libc.Madvise((nint)address, (nuint)length, MADV_WILLNEED);
 
     /// <summary>Unmaps. No copy from the mapping may be under way.</summary>
     public void Dispose()

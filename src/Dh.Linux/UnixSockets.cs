@@ -1,5 +1,6 @@
 using System.Net.Sockets;
 using Dh.Linux.Abi;
+using Microsoft.Win32.SafeHandles;
 using static Dh.Linux.Abi.Constants;
 
 namespace Dh.Linux;
@@ -51,6 +52,22 @@ public static class UnixSockets
         return Libc.GetSockOpt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0
             ? new PeerCredentials(credentials.Pid, credentials.Uid, credentials.Gid)
             : throw LinuxException.Last("getsockopt SO_PEERCRED");
+    }
+
+    /// <summary>
+    /// The process at the other end of a socket that was accepted from a listening one: the kernel's own descriptor for it (SO_PEERPIDFD,
+    /// Linux 6.5), or one opened by its number while it still holds its end.
+    /// </summary>
+    /// <param name="socket">A connected unix socket.</param>
+    /// <exception cref="LinuxException">The process is gone.</exception>
+    public static unsafe PidFd OpenPeer(SafeSocketHandle socket)
+    {
+        int fd = -1;
+        uint length = sizeof(int);
+        // SAFETY: the kernel writes one int.
+        return Libc.GetSockOpt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &length) == 0
+            ? new PidFd(new SafeFileHandle(fd, ownsHandle: true))
+            : PidFd.Open(GetPeerCredentials(socket).Pid);
     }
 
     /// <summary>The user that this process runs as (getuid(2)).</summary>

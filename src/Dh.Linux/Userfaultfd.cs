@@ -19,8 +19,11 @@ public enum PagePlacement
     /// <summary>The address space is changing (EAGAIN): read the pending events, then try again.</summary>
     Again,
 
-    /// <summary>The range or its process is gone (ENOENT, ESRCH): there is nothing left to serve.</summary>
+    /// <summary>The process is gone (ESRCH): there is nothing left to serve.</summary>
     Gone,
+
+    /// <summary>The range is not, or not wholly, registered memory (ENOENT): it never was, or was unmapped.</summary>
+    NotRegistered,
 
     /// <summary>The source could not be read (EFAULT): for a mapped file, it was truncated.</summary>
     SourceFault,
@@ -54,7 +57,8 @@ public enum UserfaultfdEventKind
 /// <param name="Kind">What happened.</param>
 /// <param name="Address">The faulting address, or the start of the range.</param>
 /// <param name="End">The end of the range, exclusive; equal to <paramref name="Address"/> for a page fault.</param>
-public readonly record struct UserfaultfdEvent(UserfaultfdEventKind Kind, ulong Address, ulong End);
+/// <param name="IsWrite">For a page fault: the thread wants to write.</param>
+public readonly record struct UserfaultfdEvent(UserfaultfdEventKind Kind, ulong Address, ulong End, bool IsWrite);
 
 /// <summary>
 /// A userfaultfd: page faults of registered memory are resolved by whoever holds it (userfaultfd(2), ioctl_userfaultfd(2)).
@@ -94,31 +98,46 @@ public sealed class Userfaultfd : IDisposable
             return null;
         }
 
-        int flags = Libc.Fcntl(handle, F_GETFL, 0);
-        if (flags < 0 || Libc.Fcntl(handle, F_SETFL, flags | O_NONBLOCK) < 0)
-        {
-            throw LinuxException.Last("fcntl O_NONBLOCK");
-        }
-
-        return new Userfaultfd(handle);
+        var uffd = new Userfaultfd(handle);
+        uffd.SetNonBlocking();
+        return uffd;
     }
 
     /// <summary>The descriptor, for polling and passing on.</summary>
     public SafeFileHandle Handle => _handle;
 
+    /// <summary>Makes the descriptor non-blocking. Whoever shares it may undo that: poll(2) then reports an error, and this is the answer.</summary>
+    /// <exception cref="LinuxException">Its flags cannot be changed.</exception>
+    public void SetNonBlocking()
+    {
+        int flags = Libc.Fcntl(_handle, F_GETFL, 0);
+        if (flags < 0 || Libc.Fcntl(_handle, F_SETFL, flags | O_NONBLOCK) < 0)
+        {
+            throw LinuxException.Last("fcntl O_NONBLOCK");
+        }
+    }
+
     /// <summary>Opens <see cref="DevicePath"/>: a descriptor that another process may inherit and turn into a userfaultfd of its own memory.</summary>
-    /// <exception cref="LinuxException">ENOENT: the kernel has no such device. EACCES: this user may not open it.</exception>
+    /// <exception cref="LinuxException">ENOENT: the kernel has no such device. EACCES: this user may not open it. ENOTTY: it is something else.</exception>
     public static SafeFileHandle OpenDevice()
     {
-        var handle = Libc.Open(DevicePath, O_RDWR | O_CLOEXEC, 0);
-        if (!handle.IsInvalid)
+        var device = Libc.Open(DevicePath, O_RDWR | O_CLOEXEC, 0);
+        try
         {
-            return handle;
-        }
+            if (device.IsInvalid)
+            {
+                throw LinuxException.Last($"open {DevicePath}");
+            }
 
-        var error = LinuxException.Last($"open {DevicePath}");
-        handle.Dispose();
-        throw error;
+            // That it opens proves nothing: a container may have put another file in its place.
+            New(device).Dispose();
+            return device;
+        }
+        catch
+        {
+            device.Dispose();
+            throw;
+        }
     }
 
     /// <summary>A new userfaultfd for this process's memory, non-blocking and close-on-exec; the API is not enabled yet.</summary>
@@ -126,8 +145,13 @@ public sealed class Userfaultfd : IDisposable
     public static Userfaultfd Create()
     {
         using var device = OpenDevice();
+        return New(device);
+    }
+
+    private static Userfaultfd New(SafeFileHandle device)
+    {
         int fd = Libc.Ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-        return fd >= 0 ? new Userfaultfd(new SafeFileHandle(fd, ownsHandle: true)) : throw LinuxException.Last("USERFAULTFD_IOC_NEW");
+        return fd >= 0 ? new Userfaultfd(new SafeFileHandle(fd, ownsHandle: true)) : throw LinuxException.Last($"USERFAULTFD_IOC_NEW of {DevicePath}");
     }
 
     /// <summary>Enables the API with the wanted features (UFFDIO_API). Done once per descriptor; a second time is EINVAL.</summary>
@@ -219,12 +243,17 @@ public sealed class Userfaultfd : IDisposable
     {
         const int Batch = 32;
         UffdMsg* messages = stackalloc UffdMsg[Batch];
-        nuint wanted = (nuint)(Math.Min(events.Length, Batch) * sizeof(UffdMsg));
+        var vector = new IoVec { Base = messages, Length = (nuint)(Math.Min(events.Length, Batch) * sizeof(UffdMsg)) };
         nint bytes;
         do
         {
-            // SAFETY: the buffer holds `wanted` bytes; the kernel writes whole struct uffd_msg only.
-            bytes = Libc.Read(_handle, messages, wanted);
+            // SAFETY: the buffer holds as many bytes as the vector says; the kernel writes whole struct uffd_msg only. RWF_NOWAIT does not
+            // block even when a peer, which shares the descriptor's flags, has made it blocking; Linux before 6.10 does not know it here.
+            bytes = Libc.PReadV2(_handle, &vector, 1, -1, RWF_NOWAIT);
+            if (bytes < 0 && LinuxException.LastErrno == Errno.EOPNOTSUPP)
+            {
+                bytes = Libc.Read(_handle, messages, vector.Length);
+            }
         }
         while (bytes < 0 && LinuxException.LastErrno == Errno.EINTR);
 
@@ -238,8 +267,8 @@ public sealed class Userfaultfd : IDisposable
         {
             var kind = (UserfaultfdEventKind)messages[i].Event;
             events[i] = kind == UserfaultfdEventKind.PageFault
-                ? new UserfaultfdEvent(kind, messages[i].PageFaultAddress, messages[i].PageFaultAddress)
-                : new UserfaultfdEvent(kind, messages[i].RemoveStart, messages[i].RemoveEnd);
+                ? new UserfaultfdEvent(kind, messages[i].PageFaultAddress, messages[i].PageFaultAddress, (messages[i].PageFaultFlags & UFFD_PAGEFAULT_FLAG_WRITE) != 0)
+                : new UserfaultfdEvent(kind, messages[i].RemoveStart, messages[i].RemoveEnd, false);
         }
 
         return count;
@@ -266,7 +295,8 @@ public sealed class Userfaultfd : IDisposable
         {
             Errno.EEXIST => new PagePlacementResult(PagePlacement.Exists, 0),
             Errno.EAGAIN => new PagePlacementResult(PagePlacement.Again, 0),
-            Errno.ENOENT or Errno.ESRCH => new PagePlacementResult(PagePlacement.Gone, 0),
+            Errno.ESRCH => new PagePlacementResult(PagePlacement.Gone, 0),
+            Errno.ENOENT => new PagePlacementResult(PagePlacement.NotRegistered, 0),
             Errno.EFAULT => new PagePlacementResult(PagePlacement.SourceFault, 0),
             _ => throw new LinuxException($"{operation} {address:x}+{length:x}", errno),
         };

@@ -11,6 +11,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -43,7 +44,14 @@ int main(void)
     NUMBER(LOCK_EX);
     NUMBER(LOCK_NB);
     NUMBER(PROT_READ);
+    NUMBER(PROT_WRITE);
     NUMBER(MAP_SHARED);
+    NUMBER(MAP_PRIVATE);
+    NUMBER(MAP_ANONYMOUS);
+    NUMBER(MAP_NORESERVE);
+    NUMBER(MFD_CLOEXEC);
+    NUMBER(RWF_NOWAIT);
+    NUMBER(PRIO_PROCESS);
     NUMBER(MADV_WILLNEED);
     NUMBER(MADV_DONTNEED);
     NUMBER(MADV_POPULATE_READ);
@@ -59,6 +67,10 @@ int main(void)
     NUMBER(SOL_SOCKET);
     NUMBER(SCM_RIGHTS);
     NUMBER(SO_PEERCRED);
+#ifndef SO_PEERPIDFD /* Linux 6.5: newer than Debian 12's headers */
+#define SO_PEERPIDFD 77
+#endif
+    NUMBER(SO_PEERPIDFD);
     NUMBER(MSG_CTRUNC);
     NUMBER(MSG_DONTWAIT);
     NUMBER(MSG_NOSIGNAL);
@@ -82,6 +94,7 @@ int main(void)
     NUMBER(UFFDIO_REGISTER_MODE_MISSING);
     NUMBER(UFFDIO_COPY_MODE_DONTWAKE);
     NUMBER(UFFD_FEATURE_EVENT_REMOVE);
+    NUMBER(UFFD_PAGEFAULT_FLAG_WRITE);
     NUMBER(UFFD_EVENT_PAGEFAULT);
     NUMBER(UFFD_EVENT_FORK);
     NUMBER(UFFD_EVENT_REMAP);

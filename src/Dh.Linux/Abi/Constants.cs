@@ -28,10 +28,19 @@ internal static class Constants
 
     // sys/mman.h
     public const int PROT_READ = 1;
+    public const int PROT_WRITE = 2;
     public const int MAP_SHARED = 1;
+    public const int MAP_PRIVATE = 2;
+    public const int MAP_ANONYMOUS = 0x20;
+    public const int MAP_NORESERVE = 0x4000;
+    public const uint MFD_CLOEXEC = 1;
     public const int MADV_WILLNEED = 3;
     public const int MADV_DONTNEED = 4;
     public const int MADV_POPULATE_READ = 22;
+
+    // sys/uio.h, sys/resource.h
+    public const int RWF_NOWAIT = 8;
+    public const int PRIO_PROCESS = 0;
 
     // poll.h, sys/eventfd.h
     public const short POLLIN = 0x1;
@@ -48,6 +57,7 @@ internal static class Constants
     public const int SOL_SOCKET = 1;
     public const int SCM_RIGHTS = 1;
     public const int SO_PEERCRED = 17;
+    public const int SO_PEERPIDFD = 77;
     public const int MSG_CTRUNC = 0x8;
     public const int MSG_DONTWAIT = 0x40;
     public const int MSG_NOSIGNAL = 0x4000;
@@ -77,6 +87,7 @@ internal static class Constants
     public const ulong UFFDIO_REGISTER_MODE_MISSING = 1;
     public const ulong UFFDIO_COPY_MODE_DONTWAKE = 1;
     public const ulong UFFD_FEATURE_EVENT_REMOVE = 1 << 3;
+    public const ulong UFFD_PAGEFAULT_FLAG_WRITE = 1;
     public const byte UFFD_EVENT_PAGEFAULT = 0x12;
     public const byte UFFD_EVENT_FORK = 0x13;
     public const byte UFFD_EVENT_REMAP = 0x14;

@@ -1,0 +1,33 @@
+using Dh.Linux.Abi;
+using Microsoft.Win32.SafeHandles;
+using static Dh.Linux.Abi.Constants;
+
+namespace Dh.Linux;
+
+/// <summary>A file without a name, in memory: for handing more to a child than a pipe holds (memfd_create(2)).</summary>
+public static class MemoryFile
+{
+    /// <summary>Makes a file with the given contents, positioned at its start, close-on-exec.</summary>
+    /// <param name="name">What /proc shows for it.</param>
+    /// <param name="contents">Its bytes.</param>
+    /// <exception cref="LinuxException">No descriptor or memory is left.</exception>
+    public static SafeFileHandle Create(string name, ReadOnlySpan<byte> contents)
+    {
+        var file = Libc.MemFdCreate(name, MFD_CLOEXEC);
+        if (file.IsInvalid)
+        {
+            throw LinuxException.Last("memfd_create");
+        }
+
+        try
+        {
+            RandomAccess.Write(file, contents, 0);
+            return file;
+        }
+        catch
+        {
+            file.Dispose();
+            throw;
+        }
+    }
+}
