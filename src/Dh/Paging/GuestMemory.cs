@@ -1,192 +1,474 @@
-using System.Diagnostics;
 using Dh.Linux;
 
 namespace Dh.Paging;
 
+/// <summary>How an attempt to place pages ended.</summary>
+internal enum Placement
+{
+    /// <summary>The pages are in place, or need no answer any more.</summary>
+    Done,
+
+    /// <summary>The VMM is gone.</summary>
+    VmmGone,
+
+    /// <summary>The kernel refuses as long as the VMM's memory changes (EAGAIN): read the events, then try again.</summary>
+    Refused,
+}
+
+/// <summary>A thread of the VMM that waits for a page.</summary>
+/// <param name="Address">The address in its page.</param>
+/// <param name="IsWrite">Whether it wants to write.</param>
+internal readonly record struct Fault(ulong Address, bool IsWrite);
+
 /// <summary>
-/// The guest's memory as the page server sees it: the userfaultfd, the regions, and which ranges the guest gave back. Copies may run on
-/// several threads at once; events are read under a lock that excludes copies, because a page that is copied between the reading of a
-/// REMOVE and its recording would bring back contents that must read as zeros (docs/design.md, "Page server").
+/// The guest's memory as the page server sees it: the userfaultfd, the regions, and what is known of each page. One thread reads the events
+/// and serves the faults; others may copy pieces meanwhile. Events are read under a lock that excludes those copies, because a page that is
+/// copied between the reading of a REMOVE and its recording would bring back contents that must read as zeros (docs/design.md, "Page server").
 /// </summary>
 internal sealed class GuestMemory : IDisposable
 {
-    /// <summary>How long a copy may be refused with EAGAIN before the server gives up: the thread in madvise is not running.</summary>
-    private static readonly TimeSpan ChangingLimit = TimeSpan.FromSeconds(5);
+    /// <summary>Holes from this length on are given back to the kernel before the machine runs: they never become faults.</summary>
+    private const ulong GivenBackLength = 64 << 10;
 
-    private static readonly TimeSpan RefusalPause = TimeSpan.FromMilliseconds(1);
+    /// <summary>Each range that is given back may cut a mapping in three, of which a process has at most 65,530 (vm.max_map_count).</summary>
+    private const int MaxGivenBack = 4096;
 
     /// <summary>Events that are read at a time: a guest that makes them faster than they are read must not keep the copies out for ever.</summary>
     private const int MaxEventBatches = 64;
 
-    /// <summary>Attempts without an event, each with a yield, before a refused copy sleeps: some tenths of a millisecond.</summary>
-    private const int MaxQuietRounds = 256;
-
     private readonly Userfaultfd _uffd;
     private readonly IMemorySource _source;
-    private readonly ReaderWriterLockSlim _events = new();
-    private readonly AddressRanges _removed = new();
+    private Lock[] _copiers = [];
+    private readonly RegionState[] _regions;
+    private readonly AddressRanges _givenBack = new();
+    private MemoryMapping? _zeros;
+    private string? _warning;
     private long _copiedBytes;
+    private long _zeroedBytes;
+    private long _removedBytes;
 
+    /// <summary>Takes over a validated handshake.</summary>
     public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source)
     {
         _uffd = uffd;
         _source = source;
         Regions = regions;
+        _regions = [.. regions.Select(region => new RegionState(region, source.DataExtents))];
     }
 
+    /// <summary>The regions.</summary>
     public IReadOnlyList<GuestRegion> Regions { get; }
 
+    /// <summary>Readable when there are events.</summary>
+    public Userfaultfd Userfaultfd => _uffd;
+
+    /// <summary>Bytes that were copied from the source so far.</summary>
     public long CopiedBytes => Interlocked.Read(ref _copiedBytes);
 
-    /// <summary>Copies a piece of the memory file to its place; pages that are there stay, pages that the guest gave back are left out.</summary>
-    /// <returns>False when the VMM is gone.</returns>
+    /// <summary>Bytes that were placed as zeros, one by one, so far.</summary>
+    public long ZeroedBytes => Interlocked.Read(ref _zeroedBytes);
+
+    /// <summary>Bytes that the guest has given back so far.</summary>
+    public long RemovedBytes => Interlocked.Read(ref _removedBytes);
+
+    /// <summary>Why the working set could not be used; null when all is well.</summary>
+    public string? Warning => Volatile.Read(ref _warning);
+
+    /// <summary>Bytes that read as zeros now.</summary>
+    public long CountZeroBytes() => _regions.Sum(region => region.Pages.CountZero() * (long)region.PageSize);
+
+    /// <summary>
+    /// Names the threads that will copy, each by a lock that it holds while it copies and that nobody else takes but the reader of the events:
+    /// threads that copy do not meet. Called on the thread that reads the events, before they begin.
+    /// </summary>
+    /// <param name="copiers">The locks; those of before are not in use any more.</param>
+    public void SetCopiers(Lock[] copiers) => _copiers = copiers;
+
+    /// <summary>Copies what is missing of a piece to its place. May be called on several threads.</summary>
+    /// <param name="piece">The piece.</param>
+    /// <param name="reader">The thread's reader.</param>
+    /// <param name="copier">The thread's lock, one of <see cref="SetCopiers"/>; null on the thread that reads the events.</param>
     /// <exception cref="PageServerException">The memory file or the kernel failed.</exception>
-    public bool Copy(CopyPiece piece)
+    public Placement CopyPiece(CopyPiece piece, IMemoryReader reader, Lock? copier)
     {
-        var refusal = default(Refusal);
-        for (ulong done = 0; done < piece.Length;)
+        var region = RegionOf(piece.Address)!;
+        long page = region.PageOf(piece.Address), end = page + (long)(piece.Length / region.PageSize);
+        while (page < end)
         {
-            ulong address = piece.Address + done;
-            _events.EnterReadLock();
-            PagePlacementResult result;
-            ulong length = piece.Length - done;
+            copier?.Enter();
             try
             {
-                if (_removed.Covers(address, ref length))
+                long count = region.Pages.NextMissing(ref page, end);
+                if (count == 0)
                 {
-                    done += length;
-                    continue;
+                    break;
                 }
 
-                result = _uffd.Copy(address, _source.Locate(piece.Offset + (long)done, (long)length), length);
-            }
-            catch (LinuxException e)
-            {
-                throw new PageServerException($"Pages of {_source.Path} at offset {piece.Offset + (long)done} could not be placed: {e.Message}", e);
+                var (placement, placed) = CopyRun(region, page, count, reader);
+                if (placement != Placement.Done)
+                {
+                    return placement;
+                }
+
+                page += placed;
             }
             finally
             {
-                _events.ExitReadLock();
+                copier?.Exit();
             }
-
-            switch (result.Outcome)
-            {
-                case PagePlacement.Complete or PagePlacement.Partial:
-                    done += (ulong)result.Bytes;
-                    Interlocked.Add(ref _copiedBytes, result.Bytes);
-                    break;
-                case PagePlacement.Exists:
-                    done += piece.PageSize;
-                    break;
-                case PagePlacement.Again:
-                    AwaitChange(ref refusal, address);
-                    continue;
-                case PagePlacement.Gone:
-                    return false;
-                default:
-                    throw new PageServerException(
-                        $"Memory file {_source.Path} could not be read at offset {piece.Offset + (long)done}: it was truncated while it was in use. Run `dh vm prepare --force`.");
-            }
-
-            refusal = default;
         }
 
-        return true;
+        return Placement.Done;
     }
 
     /// <summary>
-    /// Reads the events that wait and records what was removed. Should some be left, no copy goes wrong: the kernel refuses copies as long
-    /// as a REMOVE was not read.
+    /// Reads the events that wait, records what was removed, and hands out who waits. Should some be left, no copy goes wrong: the kernel
+    /// refuses copies as long as a REMOVE was not read.
     /// </summary>
-    /// <returns>Whether there was one.</returns>
-    public bool ReadEvents()
+    /// <param name="faults">Faults are added.</param>
+    /// <returns>Whether there was an event.</returns>
+    /// <exception cref="PageServerException">The VMM did what no VMM does.</exception>
+    public bool ReadEvents(List<Fault> faults)
     {
         bool any = false;
         Span<UserfaultfdEvent> events = stackalloc UserfaultfdEvent[32];
-        _events.EnterWriteLock();
+        foreach (var copier in _copiers)
+        {
+            copier.Enter();
+        }
+
         try
         {
-            for (int batch = 0, count; batch < MaxEventBatches && (count = _uffd.ReadEvents(events)) > 0; batch++)
+            for (int batch = 0, count = events.Length; batch < MaxEventBatches && count == events.Length; batch++)
             {
-                any = true;
+                count = _uffd.ReadEvents(events);
                 foreach (var e in events[..count])
                 {
-                    // A page fault needs no answer here: the population brings its page, or the release wakes its thread.
-                    if (e.Kind is UserfaultfdEventKind.Remove or UserfaultfdEventKind.Unmap)
+                    any = true;
+                    switch (e.Kind)
                     {
-                        _removed.Add(e.Address, e.End);
+                        case UserfaultfdEventKind.PageFault:
+                            faults.Add(new Fault(e.Address, e.IsWrite));
+                            break;
+                        case UserfaultfdEventKind.Remove or UserfaultfdEventKind.Unmap:
+                            Remove(e.Address, e.End);
+                            break;
+                        default:
+                            throw new PageServerException($"The VMM's userfaultfd reported a {e.Kind} event: a VMM neither forks nor moves guest memory while it is served.");
                     }
                 }
             }
         }
         finally
         {
-            _events.ExitWriteLock();
+            foreach (var copier in _copiers)
+            {
+                copier.Exit();
+            }
         }
 
         return any;
+    }
+
+    /// <summary>Answers a fault: the thread goes on when this returns <see cref="Placement.Done"/>. Called on the thread that reads the events.</summary>
+    /// <param name="fault">The fault.</param>
+    /// <param name="reader">The thread's reader.</param>
+    /// <param name="blockSize">Bytes, a power of two: what is missing in the aligned block around the page comes with it.</param>
+    /// <returns>The placement; when it is refused, read the events and call again.</returns>
+    /// <exception cref="PageServerException">The memory file or the kernel failed.</exception>
+    public Placement Serve(Fault fault, IMemoryReader reader, ulong blockSize)
+    {
+        if (RegionOf(fault.Address) is not { } region)
+        {
+            throw new PageServerException($"The VMM's userfaultfd reported a fault at {fault.Address:x}, outside of the regions of its handshake.");
+        }
+
+        long page = region.PageOf(fault.Address);
+        if (region.Pages.IsPresent(page))
+        {
+            return PlaceVanished(region, page);
+        }
+
+        var (page0, end) = region.BlockAround(page, blockSize);
+        if (region.Pages.IsZero(page))
+        {
+            ulong length = 1;
+            if (_givenBack.Covers(fault.Address, ref length))
+            {
+                return Placement.Done; // the kernel has answered it
+            }
+
+            long zero = page;
+            return PlaceZeros(region, zero, region.Pages.NextAbsentZero(ref zero, end));
+        }
+
+        for (long first = page0, count; (count = region.Pages.NextMissing(ref first, end)) > 0;)
+        {
+            var (placement, placed) = CopyRun(region, first, count, reader, readAhead: true);
+            if (placement != Placement.Done)
+            {
+                return placement;
+            }
+
+            first += placed;
+        }
+
+        return Placement.Done;
+    }
+
+    /// <summary>Where in the memory file the page of a fault comes from; null when it reads as zeros.</summary>
+    public long? SourceOffset(Fault fault) =>
+        RegionOf(fault.Address) is { } region && !region.Pages.IsZero(region.PageOf(fault.Address)) ? region.OffsetOf(region.PageOf(fault.Address)) : null;
+
+    /// <summary>Gives the long holes back to the kernel, whose own zero pages they are from then on. Called on the thread that reads the events.</summary>
+    /// <returns>False when the VMM is gone.</returns>
+    public bool GiveBackHoles()
+    {
+        var holes = new List<(ulong Address, ulong Length)>();
+        foreach (var region in _regions)
+        {
+            for (long first = 0, count; (count = region.Pages.NextAbsentZero(ref first, region.Pages.Pages)) > 0; first += count)
+            {
+                if ((ulong)count * region.PageSize >= GivenBackLength)
+                {
+                    holes.Add((region.AddressOf(first), (ulong)count * region.PageSize));
+                }
+            }
+        }
+
+        foreach (var (address, length) in holes.OrderByDescending(hole => hole.Length).Take(MaxGivenBack))
+        {
+            if (!Unregister(address, length))
+            {
+                return false;
+            }
+
+            _givenBack.Add(address, address + length);
+        }
+
+        return true;
     }
 
     /// <summary>Gives every region back to the kernel: what is missing reads as zeros from now on, and nobody waits for this server any more.</summary>
     /// <returns>False when the VMM is gone.</returns>
     public bool Release()
     {
-        _ = ReadEvents();
         bool alive = true;
         foreach (var region in Regions)
         {
-            alive &= _uffd.Unregister(region.BaseHostVirtAddr, region.Size);
-        }
-
-        // A thread that entered madvise before the unregistering waits until its REMOVE is read, and it may not have queued it yet. As long
-        // as there is one, the kernel answers EAGAIN to whatever is placed; after that, ENOENT, because nothing is registered any more.
-        var refusal = default(Refusal);
-        while (_uffd.ZeroPage(Regions[0].BaseHostVirtAddr, Regions[0].PageSize).Outcome == PagePlacement.Again)
-        {
-            AwaitChange(ref refusal, Regions[0].BaseHostVirtAddr);
+            alive &= Unregister(region.BaseHostVirtAddr, region.Size);
         }
 
         return alive;
     }
 
+    /// <summary>
+    /// Whether a thread of the VMM is still inside madvise, having entered before <see cref="Release"/>: it waits until its REMOVE is read,
+    /// and may not have queued it yet. As long as there is one, the kernel answers EAGAIN to whatever is placed.
+    /// </summary>
+    public bool IsChanging() => _uffd.ZeroPage(Regions[0].BaseHostVirtAddr, Regions[0].PageSize).Outcome == PagePlacement.Again;
+
     /// <summary>Closes the userfaultfd. No copy may be under way.</summary>
     public void Dispose()
     {
         _uffd.Dispose();
-        _events.Dispose();
+        _zeros?.Dispose();
+    }
+
+    private bool Unregister(ulong address, ulong length)
+    {
+        try
+        {
+            return _uffd.Unregister(address, length);
+        }
+        catch (LinuxException e)
+        {
+            throw new PageServerException($"Guest memory at {address:x} could not be given back: {e.Message}", e);
+        }
+    }
+
+    private RegionState? RegionOf(ulong address)
+    {
+        foreach (var region in _regions)
+        {
+            if (address - region.Region.BaseHostVirtAddr < region.Region.Size)
+            {
+                return region;
+            }
+        }
+
+        return null;
+    }
+
+    private void Remove(ulong start, ulong end)
+    {
+        foreach (var region in _regions)
+        {
+            ulong from = Math.Max(start, region.Region.BaseHostVirtAddr), to = Math.Min(end, region.Region.BaseHostVirtAddr + region.Region.Size);
+            if (from < to)
+            {
+                long first = region.PageOf(from), behind = region.PageOf(to - 1) + 1;
+                region.Pages.MarkZero(first, behind - first);
+                _removedBytes += (long)(to - from);
+            }
+        }
+    }
+
+    /// <summary>Copies the first part of a run of missing pages.</summary>
+    /// <param name="region">The region.</param>
+    /// <param name="page">The first page.</param>
+    /// <param name="count">How many are missing from there on.</param>
+    /// <param name="reader">The thread's reader.</param>
+    /// <param name="readAhead">Whether just these pages are read from the disk: what is around a page that is touched by chance is not needed soon.</param>
+    /// <returns>How it ended, and how many pages are settled now.</returns>
+    private (Placement Placement, long Pages) CopyRun(RegionState region, long page, long count, IMemoryReader reader, bool readAhead = false)
+    {
+        for (bool again = false; ; again = true)
+        {
+            ulong length = (ulong)count * region.PageSize;
+            nuint source = Read(reader, region.OffsetOf(page), ref length);
+            if (readAhead)
+            {
+                MemoryMapping.ReadAhead(source, length);
+            }
+
+            var result = Place(region, page, length, source);
+            switch (result.Outcome)
+            {
+                case PagePlacement.Complete or PagePlacement.Partial:
+                    long pages = result.Bytes / (long)region.PageSize;
+                    region.Pages.MarkPresent(page, pages);
+                    Interlocked.Add(ref _copiedBytes, result.Bytes);
+                    return (Placement.Done, pages);
+                case PagePlacement.SourceFault when !again:
+                    break; // a working set that was cut: it is found out when it is asked again
+                case PagePlacement.SourceFault:
+                    throw new PageServerException(
+                        $"Memory file {_source.Path} could not be read at offset {region.OffsetOf(page)}: it was truncated while it was in use. Run `dh vm prepare --force`.");
+                default:
+                    return Settle(region, page, result.Outcome);
+            }
+        }
+    }
+
+    /// <summary>Reads; what a damaged working set does not have comes from the memory file.</summary>
+    private nuint Read(IMemoryReader reader, long offset, ref ulong length)
+    {
+        ulong wanted = length;
+        try
+        {
+            return reader.Read(offset, ref length);
+        }
+        catch (PageServerException e) when (e.WorkingSetDamaged)
+        {
+            Interlocked.CompareExchange(ref _warning, e.Message, null);
+            length = wanted;
+            return reader.Read(offset, ref length);
+        }
+    }
+
+    private Placement PlaceZeros(RegionState region, long page, long count)
+    {
+        ulong address = region.AddressOf(page), length = (ulong)count * region.PageSize;
+        _ = _givenBack.Covers(address, ref length);
+        var result = Place(region, page, length, source: 0);
+        if (result.Outcome is not (PagePlacement.Complete or PagePlacement.Partial))
+        {
+            return Settle(region, page, result.Outcome).Placement;
+        }
+
+        region.Pages.MarkPresent(page, result.Bytes / (long)region.PageSize);
+        Interlocked.Add(ref _zeroedBytes, result.Bytes);
+        return Placement.Done;
     }
 
     /// <summary>
-    /// The kernel refuses copies while a thread is inside madvise, and goes on refusing after its event was read until that thread has run
-    /// on. So: read what waits, then try again at once. Waiting for the next event would be waiting for the next refusal, for ever when a
-    /// guest gives back one range after the other; only when no event comes for a while is the thread not running, and sleeping right.
+    /// A fault of a page that was placed: mostly a stale one, answered meanwhile. But a VMM that does not ask for REMOVE events may give back
+    /// pages unseen; those read as zeros.
     /// </summary>
-    private void AwaitChange(ref Refusal refusal, ulong address)
+    private Placement PlaceVanished(RegionState region, long page)
     {
-        refusal.Since = refusal.Since == 0 ? Stopwatch.GetTimestamp() : refusal.Since;
-        if (Stopwatch.GetElapsedTime(refusal.Since) > ChangingLimit)
-        {
-            throw new PageServerException($"The kernel refused to place pages at {address:x} for {ChangingLimit.TotalSeconds:0} s (EAGAIN): the VMM's memory keeps changing.");
-        }
+        var result = Place(region, page, region.PageSize, source: 0);
+        return result.Outcome is PagePlacement.Complete or PagePlacement.Partial ? Placement.Done : Settle(region, page, result.Outcome).Placement;
+    }
 
-        refusal.QuietRounds = ReadEvents() ? 0 : refusal.QuietRounds + 1;
-        if (refusal.QuietRounds < MaxQuietRounds)
+    /// <summary>What an outcome that placed nothing means.</summary>
+    private (Placement Placement, long Pages) Settle(RegionState region, long page, PagePlacement outcome)
+    {
+        switch (outcome)
         {
-            _ = Thread.Yield();
-        }
-        else
-        {
-            _ = Poll.Wait(_uffd.Handle, RefusalPause);
+            case PagePlacement.Exists:
+                region.Pages.MarkPresent(page, 1);
+                _uffd.Wake(region.AddressOf(page), region.PageSize);
+                return (Placement.Done, 1);
+            case PagePlacement.Again:
+                return (Placement.Refused, 0);
+            case PagePlacement.Gone:
+                return (Placement.VmmGone, 0);
+            default:
+                throw new PageServerException(
+                    $"Guest memory at {region.AddressOf(page):x} could not be placed: it is not registered with the userfaultfd that the VMM has sent ({outcome}).");
         }
     }
 
-    /// <summary>How long a placement has been refused, and how many attempts there were since an event was read.</summary>
-    private record struct Refusal(long Since, int QuietRounds);
-}
+    private PagePlacementResult Place(RegionState region, long page, ulong length, nuint source)
+    {
+        ulong address = region.AddressOf(page);
+        try
+        {
+            if (source != 0)
+            {
+                return _uffd.Copy(address, source, length);
+            }
 
-/// <summary>A stretch of the memory file and its place in the VMM.</summary>
-/// <param name="Address">Address in the VMM.</param>
-/// <param name="Offset">Offset in the memory file.</param>
-/// <param name="Length">Bytes, a multiple of <paramref name="PageSize"/>.</param>
-/// <param name="PageSize">Page size of the region.</param>
-internal readonly record struct CopyPiece(ulong Address, long Offset, ulong Length, ulong PageSize);
+            return region.PageSize == GuestRegion.NormalPageSize
+                ? _uffd.ZeroPage(address, length)
+                : _uffd.Copy(address, (_zeros ??= MemoryMapping.Buffer((int)region.PageSize)).Address, region.PageSize); // UFFDIO_ZEROPAGE knows no huge pages
+        }
+        catch (LinuxException e)
+        {
+            throw new PageServerException($"Pages of {_source.Path} at offset {region.OffsetOf(page)} could not be placed: {e.Message}", e);
+        }
+    }
+
+    /// <summary>A region and its pages.</summary>
+    private sealed class RegionState
+    {
+        public RegionState(GuestRegion region, IReadOnlyList<FileExtent> dataExtents)
+        {
+            Region = region;
+            PageSize = region.PageSize;
+            Pages = new PageStates((long)(region.Size / region.PageSize));
+            Pages.MarkZero(0, Pages.Pages);
+            foreach (var extent in dataExtents)
+            {
+                ulong from = Math.Max((ulong)extent.Offset, region.Offset), to = Math.Min((ulong)extent.End, region.Offset + region.Size);
+                if (from < to)
+                {
+                    long first = (long)((from - region.Offset) / PageSize), behind = (long)((to - region.Offset + PageSize - 1) / PageSize);
+                    Pages.MarkMissing(first, behind - first);
+                }
+            }
+        }
+
+        public GuestRegion Region { get; }
+
+        public ulong PageSize { get; }
+
+        public PageStates Pages { get; }
+
+        public long PageOf(ulong address) => (long)((address - Region.BaseHostVirtAddr) / PageSize);
+
+        public ulong AddressOf(long page) => Region.BaseHostVirtAddr + ((ulong)page * PageSize);
+
+        public long OffsetOf(long page) => (long)(Region.Offset + ((ulong)page * PageSize));
+
+        /// <summary>The pages of the block around a page: aligned in the memory file, clipped to the region.</summary>
+        public (long First, long End) BlockAround(long page, ulong blockSize)
+        {
+            ulong size = Math.Max(blockSize, PageSize), start = (ulong)OffsetOf(page) & ~(size - 1);
+            ulong from = Math.Max(start, Region.Offset), to = Math.Min(start + size, Region.Offset + Region.Size);
+            return ((long)((from - Region.Offset) / PageSize), (long)((to - Region.Offset) / PageSize));
+        }
+    }
+}

@@ -14,12 +14,26 @@ public interface IMemorySource : IDisposable
     /// <summary>What holds data, in order; the rest is zero and is never read.</summary>
     IReadOnlyList<FileExtent> DataExtents { get; }
 
-    /// <summary>The address in this process of bytes that the kernel can copy from. They may vanish when the file is truncated: the copy then fails.</summary>
-    /// <param name="offset">Offset in guest memory.</param>
-    /// <param name="length">Bytes.</param>
-    nuint Locate(long offset, long length);
+    /// <summary>The working set: what <see cref="PopulationPolicy.Prefetch"/> places before the machine resumes, in the order in which it is read fastest. Empty when there is none.</summary>
+    IReadOnlyList<FileExtent> PrefetchExtents { get; }
 
-    /// <summary>Brings data near, piece by piece, until all is there or <paramref name="enough"/> says to stop. An aid only.</summary>
+    /// <summary>Opens a way to the contents for one thread, which disposes it before the source is disposed.</summary>
+    IMemoryReader OpenReader();
+
+    /// <summary>Brings what will be needed first near, piece by piece, until all is there or <paramref name="enough"/> says to stop. An aid only.</summary>
     /// <param name="enough">Asked before every piece.</param>
     void ReadAhead(Func<bool> enough);
+}
+
+/// <summary>One thread's way to the contents of guest memory.</summary>
+public interface IMemoryReader : IDisposable
+{
+    /// <summary>
+    /// The address in this process of bytes that the kernel can copy from, good until the next call. Bytes of a mapped file may vanish when
+    /// the file is truncated: the copy then fails.
+    /// </summary>
+    /// <param name="offset">Offset in guest memory, page-aligned.</param>
+    /// <param name="length">In: bytes that are wanted, whole pages. Out: bytes that are there in one piece: all, or at least 2 MiB, the largest page.</param>
+    /// <exception cref="PageServerException">The contents cannot be read; the message names the file.</exception>
+    nuint Read(long offset, ref ulong length);
 }

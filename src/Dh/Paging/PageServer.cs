@@ -8,13 +8,14 @@ namespace Dh.Paging;
 /// Fills a VMM's guest memory through a userfaultfd that the VMM hands over (Firecracker's handshake: regions as JSON, the descriptor by
 /// SCM_RIGHTS). It is threads in the process that owns the sandbox:
 /// <code>
-/// waiting for the handshake -> populating -> released
-///            |                     |
-///            +---------------------+--> failed (Failed is called: the VMM must be ended)
+/// waiting for the handshake -> populating -> serving on demand -> filling --> released
+///            |                     |                |                |
+///            |                     |                +----------------+--> the VMM ended, or disposed
+///            +---------------------+----------------+----------------+--> failed: the VMM must be ended
 /// </code>
-/// With the policy <see cref="PopulationPolicy.Eager"/> it copies every data page and then <em>releases</em>: all regions are unregistered
-/// and the userfaultfd is closed; the guest needs no page server from then on.
-/// Dispose it after the VMM was reaped, unless <see cref="WaitPopulatedAsync"/> has succeeded with an eager policy.
+/// <em>Released</em>: every data page is in place, all regions are unregistered and the userfaultfd is closed; the guest needs no page server
+/// from then on. With the policy <see cref="PopulationPolicy.Eager"/> that follows the population at once; with the others only when the rest
+/// is filled in the background. Dispose it after the VMM was reaped, unless it has released.
 /// </summary>
 public sealed class PageServer : IAsyncDisposable
 {
@@ -24,20 +25,24 @@ public sealed class PageServer : IAsyncDisposable
     private readonly PageServerOptions _options;
     private readonly WakeEvent _stop = new();
     private readonly TaskCompletionSource<PopulationResult> _populated = new(TaskCreationOptions.RunContinuationsAsynchronously);
-    private readonly TaskCompletionSource _ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly TaskCompletionSource<PageServerEnd> _completion = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly TaskCompletionSource _closed = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly long _startedAt = Stopwatch.GetTimestamp();
     private readonly Thread _readAhead;
     private SafeSocketHandle? _connection;
     private Socket? _accepted;
+    private PidFd? _peer;
     private volatile bool _stopping;
     private volatile bool _handshakeDone;
     private volatile GuestMemory? _memory;
+    private volatile FaultLoop? _loop;
     private long _plannedBytes;
     private int _disposed;
 
-    private PageServer(SafeSocketHandle? connection, Socket? listener, string? socketPath, IMemorySource source, PageServerOptions options)
+    private PageServer(SafeSocketHandle? connection, Socket? accepted, Socket? listener, string? socketPath, IMemorySource source, PageServerOptions options)
     {
         _connection = connection;
+        _accepted = accepted;
         _listener = listener;
         _socketPath = socketPath;
         _source = source;
@@ -50,6 +55,17 @@ public sealed class PageServer : IAsyncDisposable
     /// <summary>How far the population has come.</summary>
     public PopulationProgress Progress => new(_memory?.CopiedBytes ?? 0, Interlocked.Read(ref _plannedBytes));
 
+    /// <summary>What has been done so far.</summary>
+    public PageServerStatistics Statistics => _memory is { } memory
+        ? new PageServerStatistics(memory.CopiedBytes, memory.ZeroedBytes, memory.RemovedBytes, _loop?.FaultCount ?? 0)
+        : default;
+
+    /// <summary>
+    /// Completes when the server has come to its end and closed everything; fails with a <see cref="PageServerException"/> when it could not
+    /// go on, in whatever state.
+    /// </summary>
+    public Task<PageServerEnd> Completion => _completion.Task;
+
     /// <summary>Serves a VMM through a socket that is connected to it already.</summary>
     /// <param name="connection">Our end; the server owns it from now on.</param>
     /// <param name="source">Contents of guest memory; the server owns it from now on.</param>
@@ -60,7 +76,20 @@ public sealed class PageServer : IAsyncDisposable
         ThrowUnlessLinux();
         ArgumentNullException.ThrowIfNull(connection);
         ArgumentNullException.ThrowIfNull(source);
-        return new PageServer(connection, null, null, source, options ?? new PageServerOptions());
+        return new PageServer(connection, null, null, null, source, options ?? new PageServerOptions());
+    }
+
+    /// <summary>Serves a VMM that has connected to a listening socket: it must be this user's or root's, and is killed when the server fails.</summary>
+    /// <param name="accepted">The accepted socket; the server owns it from now on.</param>
+    /// <param name="source">Contents of guest memory; the server owns it from now on.</param>
+    /// <param name="options">How; null for the defaults.</param>
+    /// <exception cref="PlatformNotSupportedException">This is not Linux.</exception>
+    public static PageServer StartAccepted(Socket accepted, IMemorySource source, PageServerOptions? options = null)
+    {
+        ThrowUnlessLinux();
+        ArgumentNullException.ThrowIfNull(accepted);
+        ArgumentNullException.ThrowIfNull(source);
+        return new PageServer(null, accepted, null, null, source, options ?? new PageServerOptions());
     }
 
     /// <summary>Listens on a path for one VMM. The socket has mode 0600, and its peer must be this user or root.</summary>
@@ -77,13 +106,32 @@ public sealed class PageServer : IAsyncDisposable
         Socket? listener = null;
         try
         {
-            int length = System.Text.Encoding.UTF8.GetByteCount(socketPath);
-            if (length is 0 or > UnixSockets.MaxPathLength)
-            {
-                throw new PageServerException($"Socket path {socketPath} has {length} bytes; a unix socket takes 1 to {UnixSockets.MaxPathLength}: use a shorter or a relative path.");
-            }
+            listener = Bind(socketPath);
+            return new PageServer(null, null, listener, socketPath, source, options ?? new PageServerOptions());
+        }
+        catch
+        {
+            listener?.Dispose();
+            source.Dispose();
+            throw;
+        }
+    }
 
-            listener = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+    /// <summary>Makes the socket that VMMs connect to, with mode 0600.</summary>
+    /// <param name="socketPath">Where; at most 107 bytes; nothing may exist there.</param>
+    /// <exception cref="PageServerException">The path is too long, taken, or not writable.</exception>
+    public static Socket Bind(string socketPath)
+    {
+        ArgumentNullException.ThrowIfNull(socketPath);
+        int length = System.Text.Encoding.UTF8.GetByteCount(socketPath);
+        if (length is 0 or > UnixSockets.MaxPathLength)
+        {
+            throw new PageServerException($"Socket path {socketPath} has {length} bytes; a unix socket takes 1 to {UnixSockets.MaxPathLength}: use a shorter or a relative path.");
+        }
+
+        var listener = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        try
+        {
             listener.Bind(new UnixDomainSocketEndPoint(socketPath));
             // Nobody can connect before listen(2), so the mode is right before it counts.
             if (!OperatingSystem.IsWindows())
@@ -91,13 +139,12 @@ public sealed class PageServer : IAsyncDisposable
                 File.SetUnixFileMode(socketPath, UnixFileMode.UserRead | UnixFileMode.UserWrite);
             }
 
-            listener.Listen(1);
-            return new PageServer(null, listener, socketPath, source, options ?? new PageServerOptions());
+            listener.Listen();
+            return listener;
         }
         catch (Exception e)
         {
-            listener?.Dispose();
-            source.Dispose();
+            listener.Dispose();
             throw e is SocketException or IOException or UnauthorizedAccessException
                 ? new PageServerException($"Listening on {socketPath} failed: {e.Message}. Is another page server there, or a socket that one left behind?", e)
                 : e;
@@ -109,7 +156,14 @@ public sealed class PageServer : IAsyncDisposable
     /// <exception cref="PageServerException">The handshake was refused or did not come in time, or a page could not be placed: end the VMM.</exception>
     public Task<PopulationResult> WaitPopulatedAsync(CancellationToken cancellationToken = default) => _populated.Task.WaitAsync(cancellationToken);
 
-    /// <summary>Stops the threads, then closes the userfaultfd, the sockets and the source.</summary>
+    /// <summary>Ends a recording (<see cref="PageServerOptions.Record"/>); from now on faults are served in blocks.</summary>
+    /// <returns>The pages that were touched, in the order of the first touch.</returns>
+    public IReadOnlyList<TouchedPage> StopRecording() => _loop?.StopRecording() ?? [];
+
+    /// <summary>
+    /// Stops the threads, then closes the userfaultfd, the sockets and the source. A VMM that has connected to a listening socket, and still
+    /// needs this server, is killed.
+    /// </summary>
     public async ValueTask DisposeAsync()
     {
         if (Interlocked.Exchange(ref _disposed, 1) == 0)
@@ -118,7 +172,7 @@ public sealed class PageServer : IAsyncDisposable
             _stop.Set();
         }
 
-        await _ended.Task.ConfigureAwait(false);
+        await _closed.Task.ConfigureAwait(false);
         _stop.Dispose();
     }
 
@@ -132,92 +186,174 @@ public sealed class PageServer : IAsyncDisposable
 
     private void Run()
     {
+        PageServerException? failure = null;
+        var end = PageServerEnd.Stopped;
         try
         {
-            _connection ??= Accept();
-            var (regions, uffd) = HandshakeReceiver.Receive(_connection, _stop, _options.HandshakeTimeLimit);
-            _handshakeDone = true;
-            long handshakeAt = Stopwatch.GetTimestamp();
-            var memory = _memory = new GuestMemory(uffd, regions, _source);
-            GuestRegion.Validate(regions, _source.Length);
-            Populate(memory);
-            long total = regions.Sum(region => (long)region.Size);
-            _populated.SetResult(new PopulationResult(
-                _options.Policy,
-                regions.Count,
-                total,
-                memory.CopiedBytes,
-                total - memory.CopiedBytes,
-                Stopwatch.GetElapsedTime(_startedAt, handshakeAt),
-                Stopwatch.GetElapsedTime(handshakeAt)));
+            end = Serve();
         }
 #pragma warning disable CA1031 // Whatever ends this thread must reach the owner as its exception, never the runtime as a crash.
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            var failure = e as PageServerException ?? new PageServerException($"The page server for {_source.Path} failed: {e.Message}", e);
-            _populated.TrySetException(failure);
-            _ = _populated.Task.Exception; // observed: the owner may have gone without waiting
-            _options.Failed?.Invoke(failure);
+            failure = e as PageServerException ?? new PageServerException($"The page server for {_source.Path} failed: {e.Message}", e);
+            failure = EndVmm(failure);
+        }
+
+        if (failure is null && end == PageServerEnd.Stopped)
+        {
+            _ = _peer?.SendSignal(PidFd.SigKill); // a page server that goes takes its VMM with it
+        }
+
+        Close();
+        if (failure is null)
+        {
+            _completion.SetResult(end);
+        }
+        else
+        {
+            _completion.SetException(failure);
+            _ = _completion.Task.Exception; // observed: the owner may have gone without waiting
+        }
+
+        _closed.SetResult();
+    }
+
+    private PageServerEnd Serve()
+    {
+        using var workers = new CopyWorkers(_source, _options.Policy == PopulationPolicy.Lazy ? 1 : _options.Workers, inBackground: false);
+        _connection ??= Accept();
+        var (regions, uffd) = HandshakeReceiver.Receive(_connection, _stop, _options.HandshakeTimeLimit);
+        long handshakeAt = Stopwatch.GetTimestamp();
+        _handshakeDone = true;
+        try
+        {
+            GuestRegion.Validate(regions, _source.Length);
+            _memory = new GuestMemory(uffd, regions, _source);
         }
         finally
         {
-            Close();
+            if (_memory is null)
+            {
+                uffd.Dispose();
+            }
         }
+
+        _loop = new FaultLoop(_memory, _source, _connection, _stop, _options);
+        string? warning = Populate(_memory, _loop, workers);
+        if (_options.Policy == PopulationPolicy.Eager && !_loop.Release())
+        {
+            throw VmmWentAway();
+        }
+
+        long total = regions.Sum(region => (long)region.Size), copied = _memory.CopiedBytes;
+        _populated.SetResult(new PopulationResult(
+            _options.Policy,
+            regions.Count,
+            total,
+            copied,
+            _options.Policy == PopulationPolicy.Eager ? total - copied : _memory.CountZeroBytes(),
+            Stopwatch.GetElapsedTime(_startedAt, handshakeAt),
+            Stopwatch.GetElapsedTime(handshakeAt))
+        {
+            Warning = warning,
+        });
+        return _options.Policy == PopulationPolicy.Eager ? PageServerEnd.Released : ServeOnDemand(_memory, _loop);
     }
 
-    private void Populate(GuestMemory memory)
+    /// <summary>Places what the policy asks for; meanwhile faults are answered and events are read.</summary>
+    /// <returns>Why the working set could not be used; null when all is well.</returns>
+    private string? Populate(GuestMemory memory, FaultLoop loop, CopyWorkers workers)
     {
-        var pieces = PopulationPlan.Of(memory.Regions, _source.DataExtents);
+        var pieces = _options.Policy switch
+        {
+            PopulationPolicy.Eager => PopulationPlan.Of(memory.Regions, _source.DataExtents),
+            PopulationPolicy.Prefetch => PopulationPlan.Of(memory.Regions, _source.PrefetchExtents),
+            _ => [],
+        };
         Interlocked.Exchange(ref _plannedBytes, pieces.Sum(piece => (long)piece.Length));
-        int next = -1;
-        bool gone = false;
-        PageServerException? failure = null;
-        var threads = new Thread[Math.Max(0, Math.Min(_options.Workers, pieces.Count) - 1)];
-        for (int i = 0; i < threads.Length; i++)
-        {
-            threads[i] = new Thread(CopyPieces) { IsBackground = true, Name = "dh page worker" };
-            threads[i].Start();
-        }
-
-        CopyPieces();
-        Array.ForEach(threads, thread => thread.Join());
-        if (failure is not null)
-        {
-            throw failure;
-        }
-
-        if (_stopping)
+        workers.Begin(memory, pieces);
+        var end = loop.Run(workers);
+        if (end == FaultLoopEnd.Stopped)
         {
             throw new PageServerException("The page server was stopped before guest memory was populated.");
         }
 
-        if (gone || !memory.Release())
+        if (end == FaultLoopEnd.VmmEnded || workers.VmmGone)
         {
-            throw new PageServerException("The VMM went away while its memory was populated.") { PeerEnded = true };
+            throw VmmWentAway();
         }
 
-        void CopyPieces()
+        return workers.Failure is { } failure ? throw failure : memory.Warning;
+    }
+
+    private PageServerEnd ServeOnDemand(GuestMemory memory, FaultLoop loop)
+    {
+        // Not before: it takes the locks of the VMM's memory, for which the copies would have to wait.
+        if (!memory.GiveBackHoles())
         {
-            try
+            return PageServerEnd.VmmEnded;
+        }
+
+        if (_options.Fill)
+        {
+            var pieces = PopulationPlan.Of(memory.Regions, _source.DataExtents, PopulationPlan.BackgroundPieceLength);
+            using var filler = new CopyWorkers(_source, 1, inBackground: true);
+            filler.Begin(memory, pieces);
+            var end = loop.Run(filler);
+            if (end == FaultLoopEnd.WorkersDone && !filler.VmmGone)
             {
-                for (int index; !Volatile.Read(ref gone) && !_stopping && (index = Interlocked.Increment(ref next)) < pieces.Count;)
-                {
-                    if (!memory.Copy(pieces[index]))
-                    {
-                        Volatile.Write(ref gone, true);
-                    }
-                }
+                return filler.Failure is { } failure ? throw failure
+                    : loop.Release() ? PageServerEnd.Released
+                    : PageServerEnd.VmmEnded;
             }
-            catch (PageServerException e)
+
+            return end == FaultLoopEnd.Stopped ? PageServerEnd.Stopped : PageServerEnd.VmmEnded;
+        }
+
+        return loop.Run(null) == FaultLoopEnd.Stopped ? PageServerEnd.Stopped : PageServerEnd.VmmEnded;
+    }
+
+    private static PageServerException VmmWentAway() => new("The VMM went away while its memory was populated.") { PeerEnded = true };
+
+    /// <summary>Tells the owner, and ends the VMM: its faults will not be answered any more.</summary>
+    /// <returns>The failure, with what failed on top of it.</returns>
+    private PageServerException EndVmm(PageServerException failure)
+    {
+        try
+        {
+            if (_handshakeDone)
             {
-                Interlocked.CompareExchange(ref failure, e, null);
-                Volatile.Write(ref gone, true);
+                _ = _peer?.SendSignal(PidFd.SigKill);
             }
+
+            _populated.TrySetException(failure);
+            _ = _populated.Task.Exception; // observed: the owner may have gone without waiting
+            _options.Failed?.Invoke(failure);
+            return failure;
+        }
+#pragma warning disable CA1031 // A callback that throws must not end the process; its exception goes to the owner with the first one.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            return new PageServerException($"{failure.Message} Then the VMM could not be ended: {e.Message}", new AggregateException(failure, e));
         }
     }
 
     private SafeSocketHandle Accept()
+    {
+        _accepted ??= AcceptOne();
+        var peer = UnixSockets.GetPeerCredentials(_accepted.SafeHandle);
+        if (peer.Uid != 0 && peer.Uid != UnixSockets.CurrentUserId)
+        {
+            throw new PageServerException($"A peer is refused: process {peer.Pid} belongs to user {peer.Uid}, not to {UnixSockets.CurrentUserId}.");
+        }
+
+        _peer = UnixSockets.OpenPeer(_accepted.SafeHandle);
+        return _accepted.SafeHandle;
+    }
+
+    private Socket AcceptOne()
     {
         int ready = Poll.WaitAny(_options.HandshakeTimeLimit, _listener!.SafeHandle, _stop.Handle);
         if ((ready & 1) == 0)
@@ -227,30 +363,30 @@ public sealed class PageServer : IAsyncDisposable
                 : "The page server was stopped before a VMM connected.");
         }
 
-        _accepted = _listener.Accept();
-        var peer = UnixSockets.GetPeerCredentials(_accepted.SafeHandle);
-        if (peer.Uid != 0 && peer.Uid != UnixSockets.CurrentUserId)
-        {
-            throw new PageServerException($"The peer on {_socketPath} is refused: process {peer.Pid} belongs to user {peer.Uid}, not to {UnixSockets.CurrentUserId}.");
-        }
-
-        return _accepted.SafeHandle;
+        return _listener.Accept();
     }
 
-    /// <summary>While the VMM starts, a core is idle: bring the file's pages near, so that the copies find them mapped.</summary>
-    private void ReadAhead() => _source.ReadAhead(() => _handshakeDone || _stopping);
+    /// <summary>While the VMM starts, a core is idle: bring near what the population needs, so that the copies find it mapped.</summary>
+    private void ReadAhead()
+    {
+        if (_options.Policy != PopulationPolicy.Lazy)
+        {
+            _source.ReadAhead(() => _handshakeDone || _stopping);
+        }
+    }
 
     private void Close()
     {
         _stopping = true;
         _readAhead.Join();
+        _loop?.Dispose();
         _memory?.Dispose();
         _connection?.Dispose();
         _accepted?.Dispose();
+        _peer?.Dispose();
         _listener?.Dispose();
         DeleteSocket();
         _source.Dispose();
-        _ended.SetResult();
     }
 
     private void DeleteSocket()

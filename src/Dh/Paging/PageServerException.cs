@@ -7,4 +7,7 @@ public sealed class PageServerException(string message, Exception? inner = null)
 {
     /// <summary>Whether the VMM ended first: then its own words say why.</summary>
     public bool PeerEnded { get; init; }
+
+    /// <summary>Whether it is the working set that cannot be used: a guest does without.</summary>
+    internal bool WorkingSetDamaged { get; init; }
 }

@@ -49,12 +49,10 @@ public sealed class SparseFileSource : IMemorySource
     }
 
     /// <inheritdoc/>
-    public nuint Locate(long offset, long length)
-    {
-        ArgumentOutOfRangeException.ThrowIfNegative(offset);
-        ArgumentOutOfRangeException.ThrowIfGreaterThan(offset + length, Length);
-        return _mapping.Address + (nuint)offset;
-    }
+    public IReadOnlyList<FileExtent> PrefetchExtents => [];
+
+    /// <inheritdoc/>
+    public IMemoryReader OpenReader() => new Reader(_mapping);
 
     /// <inheritdoc/>
     public void ReadAhead(Func<bool> enough)
@@ -74,4 +72,19 @@ public sealed class SparseFileSource : IMemorySource
 
     /// <inheritdoc/>
     public void Dispose() => _mapping.Dispose();
+
+    private sealed class Reader(MemoryMapping mapping) : IMemoryReader
+    {
+        public nuint Read(long offset, ref ulong length)
+        {
+            ArgumentOutOfRangeException.ThrowIfNegative(offset);
+            ArgumentOutOfRangeException.ThrowIfGreaterThan((ulong)offset + length, (ulong)mapping.Length);
+            return mapping.Address + (nuint)offset;
+        }
+
+        public void Dispose()
+        {
+            // The mapping is the source's.
+        }
+    }
 }
