@@ -6,7 +6,10 @@
 //         server on the connected stream socket, byte for byte as Firecracker sends it. The device is opened by dh and
 //         inherited, since the VMM may not open it. The socket stays open: its end of file tells the page server that
 //         the VMM is dead.
-//   File  DH_MEMORY_FD: a private mapping of the memory file, opened O_RDONLY.
+//         Or DH_UFFD_SOCKET: the path of a page server's socket, for a QEMU that is started by hand.
+//   File  DH_MEMORY_FD: a private mapping of the memory file, opened O_RDONLY; with DH_PREFAULT_FD, a file of pairs of
+//         64-bit numbers (offset, length), those stretches of it are copied at once: what a run is known to write costs
+//         less this way than by a fault for each page.
 //
 // and DH_RAM_SIZE in bytes. Anything wrong ends QEMU with exit code 71 and one line on stderr: a guest must not run on
 // memory that is not its snapshot's. One thing cannot be seen from here: a QEMU that never maps its memory this way
@@ -32,11 +35,12 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 enum { EXIT_WRONG_MEMORY = 71 }; // EX_OSERR (sysexits.h); QEMU's own failures end it with 1
 
-static const char *const variables[] = {"LD_PRELOAD", "DH_RAM_SIZE", "DH_HANDSHAKE_FD", "DH_USERFAULTFD_FD", "DH_MEMORY_FD"};
+static const char *const variables[] = {"LD_PRELOAD", "DH_RAM_SIZE", "DH_HANDSHAKE_FD", "DH_USERFAULTFD_FD", "DH_UFFD_SOCKET", "DH_MEMORY_FD", "DH_PREFAULT_FD"};
 
 static _Noreturn void fail(const char *step, int error, const char *advice)
 {
@@ -104,10 +108,30 @@ static void send_handshake(int handshake, int userfaultfd, const void *address, 
         fail("sendmsg DH_HANDSHAKE_FD", EMSGSIZE, "the page server's socket took part of the handshake; it must be empty and a stream");
 }
 
+static int connect_page_server(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path)
+        fail("DH_UFFD_SOCKET", ENAMETOOLONG, "a unix socket's path has at most 107 bytes");
+    strcpy(address.sun_path, path);
+    int handshake = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    must(handshake >= 0 && connect(handshake, (struct sockaddr *)&address, sizeof address) == 0, "connect DH_UFFD_SOCKET",
+         "start dh page-server first");
+    return handshake;
+}
+
+static int open_userfaultfd_device(void)
+{
+    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+    must(device >= 0, "open /dev/userfaultfd", "this user may not, or the kernel has none");
+    return device;
+}
+
 static void *map_userfaultfd(void *address, size_t length, int prot, int flags)
 {
-    int handshake = configured_descriptor("DH_HANDSHAKE_FD");
-    int device = configured_descriptor("DH_USERFAULTFD_FD");
+    const char *path = getenv("DH_UFFD_SOCKET");
+    int handshake = path ? connect_page_server(path) : configured_descriptor("DH_HANDSHAKE_FD");
+    int device = path ? open_userfaultfd_device() : configured_descriptor("DH_USERFAULTFD_FD");
 
     void *memory = map(address, length, prot, flags, -1, 0);
     must(memory != MAP_FAILED, "mmap guest memory", "the host has not enough memory for this guest; prepare it with less --memory");
@@ -131,6 +155,20 @@ static void *map_userfaultfd(void *address, size_t length, int prot, int flags)
     return memory;
 }
 
+// An aid only: a kernel before 5.14 does not know the advice, and a machine short of memory may refuse it.
+static void prefault(char *memory, size_t length)
+{
+    int file = configured_descriptor("DH_PREFAULT_FD");
+    uint64_t runs[512][2];
+    for (off_t at = 0, size; (size = pread(file, runs, sizeof runs, at)) > 0; at += size)
+        for (size_t i = 0; i < (size_t)size / sizeof *runs; i++)
+            if (runs[i][0] < length && runs[i][1] <= length - runs[i][0] &&
+                madvise(memory + runs[i][0], runs[i][1], MADV_POPULATE_WRITE) != 0)
+                goto done;
+done:
+    close(file);
+}
+
 static void *map_memory_file(void *address, size_t length, int prot, int flags)
 {
     int file = configured_descriptor("DH_MEMORY_FD");
@@ -144,6 +182,8 @@ static void *map_memory_file(void *address, size_t length, int prot, int flags)
     void *memory = map(address, length, prot, flags & ~MAP_ANONYMOUS, file, 0);
     must(memory != MAP_FAILED, "mmap DH_MEMORY_FD", "the host has not enough memory for this guest; prepare it with less --memory");
     close(file);
+    if (getenv("DH_PREFAULT_FD"))
+        prefault(memory, length);
     return memory;
 }
 
@@ -161,8 +201,8 @@ static bool is_guest_memory(size_t length, int prot, int flags, int fd)
 static void *map_guest_memory(void *address, size_t length, int prot, int flags)
 {
     bool file = getenv("DH_MEMORY_FD");
-    if (file && getenv("DH_USERFAULTFD_FD"))
-        fail("DH_MEMORY_FD", EINVAL, "DH_USERFAULTFD_FD is set too: the memory backend is either File or Uffd");
+    if (file && (getenv("DH_USERFAULTFD_FD") || getenv("DH_UFFD_SOCKET")))
+        fail("DH_MEMORY_FD", EINVAL, "a userfaultfd is configured too: the memory backend is either File or Uffd");
     void *memory = file ? map_memory_file(address, length, prot, flags) : map_userfaultfd(address, length, prot, flags);
     for (size_t i = 0; i < sizeof variables / sizeof *variables; i++)
         unsetenv(variables[i]);
