@@ -107,6 +107,9 @@ public sealed record ExecutionResult
     /// <summary>From sending the code until the result was here.</summary>
     public TimeSpan Elapsed { get; init; }
 
+    /// <summary>When the result was here, in <see cref="System.Diagnostics.Stopwatch"/> ticks: what comes after is the host's own.</summary>
+    public long ReceivedAt { get; init; }
+
     /// <summary>What the guest measured for the code alone, in milliseconds.</summary>
     public double GuestRunMilliseconds { get; init; }
 }

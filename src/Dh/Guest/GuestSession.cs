@@ -1,6 +1,5 @@
 using System.Diagnostics;
 using System.Net.Sockets;
-using System.Security.Cryptography;
 using System.Text;
 using System.Threading.Channels;
 using Dh.Linux;
@@ -29,6 +28,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
 
     private const int EntropyBytes = 256;
     private const int MaxCredit = 64 * 1024;
+    private const int MaxUnusedCredits = 64;
 
     private readonly GuestChannel _channel = new(socket);
     private State _state = State.Restored;
@@ -62,9 +62,10 @@ internal sealed class GuestSession(Socket socket) : IDisposable
             throw new InvalidOperationException($"A guest is greeted once, after its restore; it is {_state}.");
         }
 
-        string id = Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(16));
+        _state = State.Broken; // until it has answered
+        string id = Convert.ToHexStringLower(Entropy.GetBytes(16));
         var hello = new HelloHeader("hello", ProtocolVersion, WallClockNs(), $"dh-{id[..12]}", id, Guid.NewGuid().ToString());
-        await _channel.WriteAsync(hello, GuestJson.Default.HelloHeader, RandomNumberGenerator.GetBytes(EntropyBytes), cancellationToken).ConfigureAwait(false);
+        await _channel.WriteAsync(hello, GuestJson.Default.HelloHeader, Entropy.GetBytes(EntropyBytes), cancellationToken).ConfigureAwait(false);
         await ExpectAsync("hello", timeLimit, cancellationToken).ConfigureAwait(false);
         _state = State.Greeted;
     }
@@ -94,17 +95,21 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         var exec = new ExecHeader(
             "exec", id, request.Mode == ExecutionMode.Code ? "code" : "script", request.Filename, [name, .. request.Arguments], request.Environment, WallClockNs(), request.ShowResult);
         _state = State.Running;
-        await _channel.WriteAsync(exec, GuestJson.Default.ExecHeader, source, CancellationToken.None).ConfigureAwait(false);
+        // Not waited for: a guest that does not take the code is interrupted like one that does not end it.
+        var sending = _channel.WriteAsync(exec, GuestJson.Default.ExecHeader, source, CancellationToken.None);
 
         using var ended = new CancellationTokenSource();
         using var overdue = new CancellationTokenSource();
-        var credit = Channel.CreateUnbounded<int>(new UnboundedChannelOptions { SingleReader = true, SingleWriter = true });
+        var credit = Channel.CreateBounded<int>(new BoundedChannelOptions(MaxUnusedCredits) { SingleReader = true, SingleWriter = true });
         var interruption = InterruptAsync(id, request.Timeout, overdue, ended.Token, cancellationToken);
         var input = PumpInputAsync(id, request.Input ?? Stream.Null, credit.Reader, ended.Token);
         GuestHeader? result = null;
+        long received;
         try
         {
-            result = await ReceiveUntilResultAsync(id, output, credit.Writer, overdue.Token).ConfigureAwait(false);
+            var header = await ReceiveUntilResultAsync(id, output, credit.Writer, overdue.Token).ConfigureAwait(false);
+            await sending.WaitAsync(overdue.Token).ConfigureAwait(false);
+            result = header;
         }
         catch (OperationCanceledException) when (overdue.IsCancellationRequested)
         {
@@ -112,28 +117,39 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         }
         finally
         {
+            received = Stopwatch.GetTimestamp();
             _state = result is null ? State.Broken : State.Greeted;
             await ended.CancelAsync().ConfigureAwait(false);
-            // A read of the caller's input that still waits cannot be called back: it is left behind, its failure observed.
-            _ = input.ContinueWith(static task => task.Exception, CancellationToken.None, TaskContinuationOptions.OnlyOnFaulted, TaskScheduler.Default);
+            // A read of the caller's input that still waits cannot be called back, nor can code that is half sent.
+            LeaveBehind(input);
+            LeaveBehind(sending);
         }
 
         var interrupted = await interruption.ConfigureAwait(false);
-        var elapsed = Stopwatch.GetElapsedTime(start);
-        return result is null
-            ? new ExecutionResult { Outcome = interrupted!.Value, ExitCode = 128 + PidFd.SigKill, Signal = PidFd.SigKill, Elapsed = elapsed }
-            : Result(result, interrupted, elapsed);
+        var ending = result is null
+            ? new ExecutionResult { Outcome = interrupted!.Value, ExitCode = 128 + PidFd.SigKill, Signal = PidFd.SigKill }
+            : Result(result, interrupted);
+        return ending with { Elapsed = Stopwatch.GetElapsedTime(start, received), ReceivedAt = received };
     }
 
     public void Dispose() => _channel.Dispose();
 
+    /// <summary>Waits no more for a task, and observes its failure.</summary>
+    private static void LeaveBehind(Task task) =>
+        _ = task.ContinueWith(static task => task.Exception, CancellationToken.None, TaskContinuationOptions.OnlyOnFaulted, TaskScheduler.Default);
+
     private static long WallClockNs() => (DateTimeOffset.UtcNow - DateTimeOffset.UnixEpoch).Ticks * 100;
 
-    private ExecutionResult Result(GuestHeader header, ExecutionOutcome? interrupted, TimeSpan elapsed)
+    private ExecutionResult Result(GuestHeader header, ExecutionOutcome? interrupted)
     {
         if (header.ExitCode is not (>= 0 and <= 255) || header.Outcome is not ("exited" or "signaled"))
         {
             throw Break("its `result` has no valid outcome and exit_code");
+        }
+
+        if (!double.IsFinite(header.RunMs) || header.Error is { Type: null } or { Message: null } or { Traceback: null })
+        {
+            throw Break("its `result` has no valid run_ms and error");
         }
 
         return new ExecutionResult
@@ -144,7 +160,6 @@ internal sealed class GuestSession(Socket socket) : IDisposable
             OutOfMemory = header.OutOfMemory,
             ResultRepr = header.ResultRepr,
             Error = header.Error,
-            Elapsed = elapsed,
             GuestRunMilliseconds = header.RunMs,
         };
     }
@@ -156,12 +171,12 @@ internal sealed class GuestSession(Socket socket) : IDisposable
             var (header, body) = await _channel.ReadAsync(overdue).ConfigureAwait(false);
             if (header.Type is "error")
             {
-                throw Break($"it refused the code: {header.Message}");
+                throw Break($"it refused the code: {Untrusted.OneLine(header.Message)}");
             }
 
             if (header.Id != id)
             {
-                throw Break($"a `{header.Type}` for request {header.Id} while {id} runs");
+                throw Break($"a `{Untrusted.OneLine(header.Type)}` for request {header.Id} while {id} runs");
             }
 
             switch (header.Type)
@@ -169,13 +184,12 @@ internal sealed class GuestSession(Socket socket) : IDisposable
                 case "stdout" or "stderr":
                     await output.WriteAsync(header.Type == "stdout" ? OutputStream.Output : OutputStream.Error, body, overdue).ConfigureAwait(false);
                     break;
-                case "stdin-credit" when header.Bytes is > 0 and <= MaxCredit:
-                    credit.TryWrite(header.Bytes.Value);
+                case "stdin-credit" when header.Bytes is > 0 and <= MaxCredit && credit.TryWrite(header.Bytes.Value):
                     break;
                 case "result":
                     return header;
                 default:
-                    throw Break($"an unexpected `{header.Type}`");
+                    throw Break($"an unexpected `{Untrusted.OneLine(header.Type)}`");
             }
         }
     }
@@ -230,7 +244,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
             var (header, _) = await _channel.ReadAsync(limit.Token).ConfigureAwait(false);
             if (header.Type != type)
             {
-                throw Break($"`{header.Type}` instead of `{type}`");
+                throw Break($"`{Untrusted.OneLine(header.Type)}` instead of `{type}`");
             }
 
             return header.Protocol == ProtocolVersion

@@ -17,7 +17,7 @@ internal sealed partial record KernelPackage(string Version, string BzImagePath,
     /// and the file systems of the root. Naming one that a kernel has built in is no mistake.
     /// </summary>
     public static IReadOnlyList<string> GuestModules { get; } =
-        ["virtio_mmio", "virtio_blk", "virtio_console", "vmw_vsock_virtio_transport", "ext4", "overlay"];
+        ["virtio_mmio", "virtio_blk", "virtio_console", "virtio_balloon", "vmw_vsock_virtio_transport", "ext4", "overlay"];
 
     /// <summary>Downloads the suite's newest and unpacks it.</summary>
     /// <param name="archive">Where from.</param>

@@ -58,6 +58,14 @@ public sealed class PreparationOptions
     /// <summary>How guest code is executed. Default: KVM where it works.</summary>
     public AcceleratorChoice Accelerator { get; init; }
 
+    /// <summary>
+    /// Whether the memory is kept in LZ4 blocks: a smaller snapshot, which comes back through a userfaultfd only. Default: no.
+    /// </summary>
+    public bool Compress { get; init; }
+
+    /// <summary>Whether the machine gets a balloon device: for tests of a guest that gives memory back.</summary>
+    internal bool Balloon { get; init; }
+
     /// <summary>Whether a new snapshot is made although one of the same image and machine is there.</summary>
     public bool Force { get; init; }
 

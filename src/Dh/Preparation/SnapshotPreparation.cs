@@ -2,11 +2,11 @@ using System.Diagnostics;
 using System.Globalization;
 using System.Reflection;
 using System.Security.Cryptography;
-using System.Text;
 using System.Text.Json;
 using Dh.Guest;
 using Dh.Images;
 using Dh.Linux;
+using Dh.Paging;
 using Dh.Sandboxes;
 using Dh.Snapshots;
 using Dh.Vmm;
@@ -21,12 +21,14 @@ namespace Dh.Preparation;
 public static class SnapshotPreparation
 {
     private const int BootAttempts = 3;
+    private const long FullDiskBytes = 1 << 20;
 
     // What a restored machine must be able to do before anybody gets it: run code, and have a clock that ticks and interrupts.
     private const string VerificationCode = "import time; t = time.monotonic(); time.sleep(0.05); print(6 * 7, time.monotonic() - t >= 0.05)";
     private const string VerificationOutput = "42 True\n";
 
     private static readonly TimeSpan BootTimeLimit = TimeSpan.FromSeconds(90);
+    private static readonly TimeSpan RecordTimeLimit = TimeSpan.FromMinutes(5);
     private static readonly TimeSpan StepTimeLimit = TimeSpan.FromSeconds(60);
 
     /// <summary>Prepares a snapshot and makes it the current one of its template and version.</summary>
@@ -38,14 +40,23 @@ public static class SnapshotPreparation
     public static async Task<Snapshot> PrepareAsync(PreparationOptions options, IProgress<PreparationProgress>? progress = null, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(options);
+        if (options.Compress && UserfaultfdRefusal() is { } refusal)
+        {
+            throw new DhException(
+                DhErrorReason.Host, $"A compressed snapshot needs a userfaultfd: {refusal.Message}. Give this user access to {Userfaultfd.DevicePath}, or prepare without --compress.", refusal);
+        }
+
         try
         {
+            var qemu = await QemuBinary.FindAsync(cancellationToken).ConfigureAwait(false);
             var store = new SnapshotStore(options.Home);
             using var preparing = await store.LockPreparationAsync(
                 () => Report("waiting", "another preparation is under way"), cancellationToken).ConfigureAwait(false);
+            store.RemoveDeadDrafts();
             var image = await BuildImageAsync(options, progress, cancellationToken).ConfigureAwait(false);
             var machine = await DescribeMachineAsync(options, image, Report, cancellationToken).ConfigureAwait(false);
-            if (!options.Force && store.FindNewest(options.Template.Name) is { } existing && Fits(existing.Manifest, image, machine))
+            if (!options.Force && store.FindNewest(options.Template.Name) is { } existing && existing.IsCompressed == options.Compress
+                && await FitsAsync(existing, image, machine, options, cancellationToken).ConfigureAwait(false))
             {
                 Report("up to date", existing.Directory);
                 return existing;
@@ -55,8 +66,14 @@ public static class SnapshotPreparation
             string draft = store.CreateDraft(id);
             try
             {
-                var manifest = await MakeAsync(options, image, machine, id, draft, Report, cancellationToken).ConfigureAwait(false);
+                var manifest = await MakeAsync(options, qemu, image, machine, id, draft, Report, cancellationToken).ConfigureAwait(false);
                 await VerifyAsync(draft, options, Report, cancellationToken).ConfigureAwait(false);
+                await RecordAsync(draft, options, progress, cancellationToken).ConfigureAwait(false);
+                if (options.Compress)
+                {
+                    File.Delete(Path.Combine(draft, Snapshot.MemoryName));
+                }
+
                 var snapshot = store.Publish(draft, manifest);
                 Report("published", snapshot.Directory);
                 return snapshot;
@@ -73,7 +90,7 @@ public static class SnapshotPreparation
         {
             long free = new DriveInfo(options.Home.Path).AvailableFreeSpace;
             throw new DhException(
-                DhErrorReason.Host, $"The snapshot could not be written in {options.Home.Path} ({free >> 20} MiB free): {e.Message.TrimEnd('.')}. The old snapshot, if there is one, stays in use.", e);
+                DhErrorReason.Host, $"The snapshot could not be written in {options.Home.Path} ({free >> 20} MiB free): {e.Message.TrimEnd('.')}. The old snapshot, if there is one, stays in use. Make room there, or set DH_HOME to another directory.", e);
         }
 
         void Report(string step, string? detail) => progress?.Report(new PreparationProgress(step, detail, null));
@@ -113,6 +130,7 @@ public static class SnapshotPreparation
             Accelerator = accelerator,
             MemoryMib = options.MemoryMib ?? options.Template.MemoryMib,
             Cpus = options.Cpus,
+            Balloon = options.Balloon,
             KernelPath = image.KernelPath,
             InitrdPath = image.InitrdPath,
             RootDiskPath = image.RootDiskPath,
@@ -120,12 +138,17 @@ public static class SnapshotPreparation
         };
     }
 
-    private static bool Fits(SnapshotManifest manifest, Image image, MachineDescription machine) =>
-        manifest.ImageHash == image.Hash && manifest.MachineHash == QemuCommandLine.MachineHash(machine)
-        && manifest.MemoryMib == machine.MemoryMib && manifest.Cpus == machine.Cpus && manifest.Accelerator == machine.Accelerator;
+    /// <summary>Whether a snapshot is what would be made, and can be restored here.</summary>
+    private static async Task<bool> FitsAsync(Snapshot snapshot, Image image, MachineDescription machine, PreparationOptions options, CancellationToken cancellationToken)
+    {
+        var manifest = snapshot.Manifest;
+        return manifest.ImageHash == image.Hash
+            && manifest.MemoryMib == machine.MemoryMib && manifest.Cpus == machine.Cpus && manifest.Balloon == machine.Balloon && manifest.Accelerator == machine.Accelerator
+            && (await RestoreHost.OfAsync(snapshot, options.Home, options.Installation, cancellationToken).ConfigureAwait(false)).Refuses(manifest) is null;
+    }
 
     private static async Task<SnapshotManifest> MakeAsync(
-        PreparationOptions options, Image image, MachineDescription machine, string id, string draft, Action<string, string?> report, CancellationToken cancellationToken)
+        PreparationOptions options, QemuBinary qemu, Image image, MachineDescription machine, string id, string draft, Action<string, string?> report, CancellationToken cancellationToken)
     {
         report("copying", "kernel, initrd, root disk");
         machine = machine with
@@ -143,9 +166,17 @@ public static class SnapshotPreparation
         report("punching holes", null);
         long dataBytes = ZeroPages.Punch(memory, cancellationToken);
 
+        string memoryName = Snapshot.MemoryName;
+        if (options.Compress)
+        {
+            report("compressing", null);
+            memoryName = Snapshot.CompressedMemoryName;
+            Lz4MemoryWriter.Write(memory, Path.Combine(draft, memoryName), cancellationToken);
+        }
+
         report("hashing", null);
         var files = new Dictionary<string, SnapshotFile>();
-        foreach (string name in (ReadOnlySpan<string>)[Snapshot.MemoryName, Snapshot.StateName, Snapshot.RootDiskName, Snapshot.KernelName, Snapshot.InitrdName])
+        foreach (string name in Snapshot.FileNames(memoryName))
         {
             string path = Path.Combine(draft, name);
             cancellationToken.ThrowIfCancellationRequested();
@@ -165,12 +196,13 @@ public static class SnapshotPreparation
             ImageHash = image.Hash,
             Version = image.Version,
             Vmm = "qemu",
-            VmmVersion = (await QemuBinary.FindAsync(cancellationToken).ConfigureAwait(false)).Version.ToString(),
+            VmmVersion = qemu.Version.ToString(),
             MachineHash = QemuCommandLine.MachineHash(machine),
             Accelerator = machine.Accelerator,
             MemoryMib = machine.MemoryMib,
             Cpus = machine.Cpus,
             TscKhz = machine.TscKhz,
+            Balloon = machine.Balloon,
             DataBytes = dataBytes,
             BootSeconds = Math.Round(bootSeconds, 2),
             CreatedAt = DateTimeOffset.UtcNow,
@@ -212,7 +244,7 @@ public static class SnapshotPreparation
                 }
                 catch (DhException e) when (e.Reason == DhErrorReason.Guest)
                 {
-                    throw new DhException(DhErrorReason.Vmm, $"The image did not boot: {e.Message} The machine's last words:\n{vmm.LastWords()}", e);
+                    throw await ExplainAsync(vmm, e).ConfigureAwait(false);
                 }
 
                 double bootSeconds = Stopwatch.GetElapsedTime(vmm.StartedAt).TotalSeconds;
@@ -220,6 +252,11 @@ public static class SnapshotPreparation
                 await vmm.PauseAsync(cancellationToken).ConfigureAwait(false);
                 await vmm.SaveStateAsync(state, cancellationToken).ConfigureAwait(false);
                 return bootSeconds;
+            }
+            catch (DhException e) when (e.Reason == DhErrorReason.Vmm && new DriveInfo(memory).AvailableFreeSpace < FullDiskBytes)
+            {
+                // A page of the memory file that the disk has no room for is a SIGBUS for the VMM, which cannot say so (mmap(2)).
+                throw new IOException("No space left on device for guest memory", e);
             }
             catch (DhException e) when (attempt < BootAttempts && e.Reason == DhErrorReason.Vmm)
             {
@@ -230,11 +267,54 @@ public static class SnapshotPreparation
         }
     }
 
+    private static async Task RecordAsync(string draft, PreparationOptions options, IProgress<PreparationProgress>? progress, CancellationToken cancellationToken)
+    {
+        if (options.Template.RecordCode.Length == 0)
+        {
+            return;
+        }
+
+        if (UserfaultfdRefusal() is { } refusal)
+        {
+            progress?.Report(new PreparationProgress("notice", $"no working set is recorded without a userfaultfd: {refusal.Message}", null));
+            return;
+        }
+
+        await WorkingSetRecording.RecordAsync(
+            Snapshot.Open(draft),
+            [new ExecutionRequest { Source = options.Template.RecordCode, Timeout = RecordTimeLimit }],
+            new SandboxOptions { Home = options.Home, Installation = options.Installation },
+            progress,
+            cancellationToken).ConfigureAwait(false);
+    }
+
+    /// <summary>Why this host grants no userfaultfd; null when it does.</summary>
+    private static LinuxException? UserfaultfdRefusal()
+    {
+        try
+        {
+            Userfaultfd.OpenDevice().Dispose();
+            return null;
+        }
+        catch (LinuxException e)
+        {
+            return e;
+        }
+    }
+
+    private static async Task<DhException> ExplainAsync(QemuVmm vmm, DhException e)
+    {
+        await Task.WhenAny(vmm.Exited, Task.Delay(TimeSpan.FromSeconds(1))).ConfigureAwait(false);
+        string end = vmm.Exited.IsCompletedSuccessfully ? $" ({await vmm.Exited.ConfigureAwait(false)})" : "";
+        string words = vmm.LastWords();
+        return new DhException(DhErrorReason.Vmm, $"The image did not boot: {e.Message}{end}{(words.Length > 0 ? $" The machine's last words:\n{words}" : "")}", e);
+    }
+
     private static async Task VerifyAsync(string draft, PreparationOptions options, Action<string, string?> report, CancellationToken cancellationToken)
     {
         var snapshot = Snapshot.Open(draft);
         bool uffd = true;
-        foreach (var policy in (MemoryPolicy[])[MemoryPolicy.Eager, MemoryPolicy.File])
+        foreach (var policy in (MemoryPolicy[])(snapshot.IsCompressed ? [MemoryPolicy.Eager] : [MemoryPolicy.Eager, MemoryPolicy.File]))
         {
             report("verifying", $"restore with memory policy {policy.ToString().ToLowerInvariant()}");
             var sandboxOptions = new SandboxOptions { MemoryPolicy = policy == MemoryPolicy.Eager ? null : policy, Home = options.Home, Installation = options.Installation };
@@ -245,7 +325,7 @@ public static class SnapshotPreparation
                 report("notice", sandbox.Notice);
             }
 
-            var output = new CapturedOutput();
+            var output = new CapturedText();
             var result = await sandbox.ExecuteAsync(
                 new ExecutionRequest { Source = VerificationCode, Timeout = TimeSpan.FromSeconds(30) }, output, cancellationToken).ConfigureAwait(false);
             if (result.ExitCode != 0 || output.Text != VerificationOutput)
@@ -261,18 +341,5 @@ public static class SnapshotPreparation
     private sealed class ImageSteps(IProgress<PreparationProgress> progress) : IProgress<ImageProgress>
     {
         public void Report(ImageProgress value) => progress.Report(new PreparationProgress(value.Step, value.Detail, value.Fraction));
-    }
-
-    private sealed class CapturedOutput : IOutputSink
-    {
-        private readonly StringBuilder _text = new();
-
-        public string Text => _text.ToString();
-
-        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
-        {
-            _text.Append(Encoding.UTF8.GetString(bytes.Span));
-            return ValueTask.CompletedTask;
-        }
     }
 }

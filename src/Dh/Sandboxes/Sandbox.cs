@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Net.Sockets;
 using Dh.Guest;
 using Dh.Linux;
 using Dh.Paging;
@@ -46,7 +47,7 @@ public sealed class Sandbox : IAsyncDisposable
     public PopulationResult? Population { get; private set; }
 
     /// <summary>A line for the user: what is not as one would expect.</summary>
-    public string? Notice { get; }
+    public string? Notice { get; private set; }
 
     /// <summary>What stands between the guest and this host.</summary>
     public IsolationClass Isolation => Sandboxes.Isolation.Of(Snapshot.Manifest.Accelerator);
@@ -56,6 +57,9 @@ public sealed class Sandbox : IAsyncDisposable
 
     /// <summary>The VMM's process, for diagnosis.</summary>
     public int VmmProcessId => _vmm.ProcessId;
+
+    /// <summary>When the VMM was started, in <see cref="Stopwatch"/> ticks: what came before is this library's and its caller's own.</summary>
+    public long VmmStartedAt => _vmm.StartedAt;
 
     /// <summary>Restores a sandbox that is ready to run code.</summary>
     /// <param name="snapshot">From what.</param>
@@ -68,25 +72,34 @@ public sealed class Sandbox : IAsyncDisposable
         options ??= new SandboxOptions();
         long start = Stopwatch.GetTimestamp();
         RequireIsolation(snapshot, options);
+        var host = await RestoreHost.OfAsync(snapshot, options.Home, options.Installation, cancellationToken).ConfigureAwait(false);
+        host.Require(snapshot);
         var lease = SnapshotStore.Lease(snapshot);
-        IVmm? vmm = null;
+        QemuVmm? vmm = null;
         PageServer? pageServer = null;
         Sandbox? sandbox = null;
+        SafeSocketHandle? connection = null;
         try
         {
-            var (backend, connection, policy, notice) = ChooseBackend(snapshot, options);
+            var memory = MemoryChoice.Of(snapshot, options.MemoryPolicy);
+            (connection, var policy, string? notice) = (memory.Connection, MemoryPolicy.File, memory.Notice);
+            StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
+            vmm = await QemuVmm.RestoreAsync(snapshot.Machine, memory.Backend, snapshot.StatePath, VmmOptions(options), cancellationToken).ConfigureAwait(false);
             if (connection is not null)
             {
-                pageServer = PageServer.Start(connection, SparseFileSource.Open(snapshot.MemoryPath), new PageServerOptions
+                // The VMM takes longer to its handshake than the page server to open its source.
+                (policy, var source, notice) = MemoryChoice.OpenSource(snapshot, options.MemoryPolicy);
+                pageServer = PageServer.Start(connection, source, new PageServerOptions
                 {
+                    Policy = policy switch { MemoryPolicy.Eager => PopulationPolicy.Eager, MemoryPolicy.Prefetch => PopulationPolicy.Prefetch, _ => PopulationPolicy.Lazy },
+                    Fill = options.Fill,
+                    Record = options.Record,
                     HandshakeTimeLimit = options.RestoreTimeLimit,
-                    Failed = _ => Volatile.Read(ref vmm)?.Kill(),
+                    Failed = _ => vmm.Kill(),
                 });
             }
 
-            StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
-            Volatile.Write(ref vmm, await QemuVmm.RestoreAsync(snapshot.Machine, backend, snapshot.StatePath, VmmOptions(options), cancellationToken).ConfigureAwait(false));
-            sandbox = new Sandbox(snapshot, lease, vmm!, pageServer, policy, notice);
+            sandbox = new Sandbox(snapshot, lease, vmm, pageServer, policy, notice);
             await sandbox.StartAsync(options.RestoreTimeLimit, cancellationToken).ConfigureAwait(false);
             sandbox.RestoreTime = Stopwatch.GetElapsedTime(start);
             return sandbox;
@@ -99,6 +112,11 @@ public sealed class Sandbox : IAsyncDisposable
             }
             else
             {
+                if (pageServer is null)
+                {
+                    connection?.Dispose();
+                }
+
                 await EndAsync(vmm, pageServer, lease).ConfigureAwait(false);
             }
 
@@ -124,6 +142,18 @@ public sealed class Sandbox : IAsyncDisposable
             throw await ExplainAsync(e, "while code ran").ConfigureAwait(false);
         }
     }
+
+    /// <summary>Ends the recording of touched pages.</summary>
+    /// <returns>The pages, in the order of the first touch.</returns>
+    internal IReadOnlyList<TouchedPage> StopRecording() => _pageServer?.StopRecording() ?? [];
+
+    /// <summary>What the page server has done; null without one.</summary>
+    internal PageServerStatistics? PageServerStatistics => _pageServer?.Statistics;
+
+    /// <summary>Asks the guest to give memory back, or to take it again. The snapshot's machine must have a balloon.</summary>
+    /// <param name="mib">What the guest is to have.</param>
+    /// <param name="cancellationToken">Gives up.</param>
+    internal Task SetBalloonAsync(int mib, CancellationToken cancellationToken) => ((QemuVmm)_vmm).SetBalloonAsync((long)mib << 20, cancellationToken);
 
     /// <summary>Leaves reaping and removal to the launcher when this is disposed: for a program that is about to exit.</summary>
     public void LeaveTeardown() => _vmm.LeaveTeardown();
@@ -173,33 +203,6 @@ public sealed class Sandbox : IAsyncDisposable
         }
     }
 
-    private static (MemoryBackend Backend, System.Net.Sockets.SafeSocketHandle? Connection, MemoryPolicy Policy, string? Notice) ChooseBackend(
-        Snapshot snapshot, SandboxOptions options)
-    {
-        if (options.MemoryPolicy == MemoryPolicy.File)
-        {
-            return (new MemoryBackend.File(snapshot.MemoryPath), null, MemoryPolicy.File, null);
-        }
-
-        try
-        {
-            var device = Userfaultfd.OpenDevice();
-            var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
-            return (new MemoryBackend.Uffd(theirs, device), ours, MemoryPolicy.Eager, null);
-        }
-        catch (LinuxException e) when (options.MemoryPolicy is null)
-        {
-            return (new MemoryBackend.File(snapshot.MemoryPath), null, MemoryPolicy.File, $"no userfaultfd here ({e.Message}): the VMM maps the memory file instead");
-        }
-        catch (LinuxException e)
-        {
-            throw new DhException(
-                DhErrorReason.Host,
-                $"Memory policy eager needs a userfaultfd: {e.Message}. Give this user access to {Userfaultfd.DevicePath}, or use --memory-policy file.",
-                e);
-        }
-    }
-
     private async Task StartAsync(TimeSpan timeLimit, CancellationToken cancellationToken)
     {
         var restored = _vmm.WaitRestoredAsync(cancellationToken);
@@ -214,7 +217,16 @@ public sealed class Sandbox : IAsyncDisposable
 
             // Whichever failed, the VMM's own words are the better explanation when it was the first to end.
             await restored.ConfigureAwait(false);
-            Population = await populated.ConfigureAwait(false);
+            try
+            {
+                Population = await populated.WaitAsync(timeLimit, cancellationToken).ConfigureAwait(false);
+            }
+            catch (TimeoutException e)
+            {
+                throw new DhException(DhErrorReason.PageServer, $"Guest memory was not populated from {Snapshot.MemoryPath} within {timeLimit.TotalSeconds:0} s: {_pageServer.Progress.PlacedBytes >> 20} MiB are in place.", e);
+            }
+
+            Notice ??= Population.Warning;
         }
 
         await restored.ConfigureAwait(false);
@@ -235,6 +247,11 @@ public sealed class Sandbox : IAsyncDisposable
     private async Task<DhException> ExplainAsync(DhException e, string when)
     {
         await Task.WhenAny(_vmm.Exited, Task.Delay(TimeSpan.FromSeconds(1))).ConfigureAwait(false);
+        if (_pageServer is { Completion: { IsFaulted: true, Exception.InnerException: PageServerException { PeerEnded: false } failure } })
+        {
+            return failure;
+        }
+
         string words = _vmm.LastWords();
         string tail = words.Length == 0 ? "" : $" Its last words:\n{words}";
         return _vmm.Exited.IsCompletedSuccessfully

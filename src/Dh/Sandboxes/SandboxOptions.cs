@@ -6,7 +6,16 @@ public enum MemoryPolicy
     /// <summary>The page server copies all data pages before the machine resumes, then releases the memory.</summary>
     Eager,
 
-    /// <summary>The VMM's process maps the memory file privately; no page server, no userfaultfd.</summary>
+    /// <summary>
+    /// The page server copies the recorded working set before the machine resumes, and serves what else is touched as long as the guest
+    /// lives.
+    /// </summary>
+    Prefetch,
+
+    /// <summary>The page server copies nothing before the machine resumes, and serves what is touched.</summary>
+    Lazy,
+
+    /// <summary>The VMM's process maps the memory file privately; no page server, no userfaultfd. Not for compressed snapshots.</summary>
     File,
 }
 
@@ -15,8 +24,20 @@ public sealed class SandboxOptions
 {
     private TimeSpan _restoreTimeLimit = TimeSpan.FromSeconds(30);
 
-    /// <summary>How guest memory comes back. Default: eager, or file with a notice where this host grants no userfaultfd.</summary>
+    /// <summary>
+    /// How guest memory comes back. Default: prefetch where the snapshot has a working set, else eager; file, with a notice, where this host
+    /// grants no userfaultfd.
+    /// </summary>
     public MemoryPolicy? MemoryPolicy { get; init; }
+
+    /// <summary>
+    /// Whether the page server copies what prefetch or lazy leave out in the background, and then ends. Default: no; a filled guest takes as
+    /// much memory as its snapshot has data.
+    /// </summary>
+    public bool Fill { get; init; }
+
+    /// <summary>Whether the pages that the guest touches are recorded.</summary>
+    internal bool Record { get; init; }
 
     /// <summary>The least isolation that will do; the restore fails below it, before any code runs. Default: any.</summary>
     public IsolationClass? RequireIsolation { get; init; }

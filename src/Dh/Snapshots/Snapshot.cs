@@ -1,14 +1,18 @@
 using System.IO.Hashing;
 using System.Text.Json;
+using Dh.Paging;
 using Dh.Vmm;
 
 namespace Dh.Snapshots;
 
-/// <summary>A finished snapshot: a directory that never changes.</summary>
+/// <summary>A finished snapshot: a directory that never changes, but for the working set, which may be replaced by a newer one.</summary>
 public sealed class Snapshot
 {
     /// <summary>Guest memory, sparse.</summary>
     public const string MemoryName = "memory";
+
+    /// <summary>Guest memory in LZ4 blocks, in place of <see cref="MemoryName"/>.</summary>
+    public const string CompressedMemoryName = "memory.lz4";
 
     /// <summary>The VMM's device state.</summary>
     public const string StateName = "state";
@@ -22,8 +26,13 @@ public sealed class Snapshot
     /// <summary>The initial RAM disk that it booted with.</summary>
     public const string InitrdName = "initrd";
 
+    /// <summary>The working set that was recorded last.</summary>
+    public const string WorkingSetName = "working-set";
+
     /// <summary>The manifest.</summary>
     public const string ManifestName = "manifest.json";
+
+    private const int MaxCpus = 64;
 
     private Snapshot(string directory, SnapshotManifest manifest)
     {
@@ -37,8 +46,14 @@ public sealed class Snapshot
     /// <summary>What it is.</summary>
     public SnapshotManifest Manifest { get; }
 
-    /// <summary>The memory file.</summary>
-    public string MemoryPath => Path.Combine(Directory, MemoryName);
+    /// <summary>Whether its memory is compressed: then only a page server can bring it back.</summary>
+    public bool IsCompressed => NameOfMemory(Manifest) == CompressedMemoryName;
+
+    /// <summary>The memory file, compressed or not.</summary>
+    public string MemoryPath => Path.Combine(Directory, NameOfMemory(Manifest));
+
+    /// <summary>The working set; it may be missing, or be replaced by a newer one.</summary>
+    public string WorkingSetPath => Path.Combine(Directory, WorkingSetName);
 
     /// <summary>The device state.</summary>
     public string StatePath => Path.Combine(Directory, StateName);
@@ -50,6 +65,7 @@ public sealed class Snapshot
         MemoryMib = Manifest.MemoryMib,
         Cpus = Manifest.Cpus,
         TscKhz = Manifest.TscKhz,
+        Balloon = Manifest.Balloon,
         KernelPath = Path.Combine(Directory, KernelName),
         InitrdPath = Path.Combine(Directory, InitrdName),
         RootDiskPath = Path.Combine(Directory, RootDiskName),
@@ -70,10 +86,21 @@ public sealed class Snapshot
                 throw Damaged(path, $"it has schema {manifest.SchemaVersion}, this dh reads {SnapshotManifest.CurrentSchemaVersion}");
             }
 
-            foreach (string name in (ReadOnlySpan<string>)[MemoryName, StateName, RootDiskName, KernelName, InitrdName])
+            if (manifest.Cpus is < 1 or > MaxCpus)
+            {
+                throw Damaged(path, $"it records {manifest.Cpus} CPUs");
+            }
+
+            var names = FileNames(NameOfMemory(manifest));
+            if (manifest.Files.Keys.FirstOrDefault(name => !names.Contains(name)) is { } other)
+            {
+                throw Damaged(path, $"it records {Untrusted.OneLine(other)}, which is no file of a snapshot");
+            }
+
+            foreach (string name in names)
             {
                 string file = Path.Combine(directory, name);
-                if (!manifest.Files.TryGetValue(name, out var recorded))
+                if (manifest.Files.GetValueOrDefault(name) is not { } recorded)
                 {
                     throw Damaged(path, $"it does not record {name}");
                 }
@@ -85,9 +112,9 @@ public sealed class Snapshot
                 }
             }
 
-            if (manifest.Files[MemoryName].Length != (long)manifest.MemoryMib << 20)
+            if (manifest.Files.TryGetValue(MemoryName, out var memory) && memory.Length != (long)manifest.MemoryMib << 20)
             {
-                throw Damaged(path, $"it records {manifest.MemoryMib} MiB of memory in a file of {manifest.Files[MemoryName].Length} bytes");
+                throw Damaged(path, $"it records {manifest.MemoryMib} MiB of memory in a file of {memory.Length} bytes");
             }
 
             var snapshot = new Snapshot(directory, manifest);
@@ -104,6 +131,26 @@ public sealed class Snapshot
         }
     }
 
+    /// <summary>Opens its memory for a page server.</summary>
+    /// <returns>The memory; the caller disposes it.</returns>
+    /// <exception cref="PageServerException">The file cannot be opened, or is damaged; the message names it.</exception>
+    public IMemorySource OpenMemory()
+    {
+        if (!IsCompressed)
+        {
+            return SparseFileSource.Open(MemoryPath);
+        }
+
+        var memory = Lz4Source.Open(MemoryPath);
+        if (memory.Length != Machine.MemoryBytes)
+        {
+            memory.Dispose();
+            throw Lz4MemoryFile.Damaged(MemoryPath, $"it holds {memory.Length} bytes of memory instead of {Machine.MemoryBytes}");
+        }
+
+        return memory;
+    }
+
     /// <summary>Reads all files and compares their hashes with the manifest's.</summary>
     /// <param name="cancellationToken">Gives up between files.</param>
     /// <exception cref="DhException">A file is damaged; the message names it.</exception>
@@ -115,6 +162,11 @@ public sealed class Snapshot
                 cancellationToken.ThrowIfCancellationRequested();
                 CheckHash(name);
             }
+
+            if (File.Exists(WorkingSetPath))
+            {
+                WorkingSetSource.Verify(WorkingSetPath, Manifest.Id, Machine.MemoryBytes);
+            }
         },
         cancellationToken);
 
@@ -122,11 +174,24 @@ public sealed class Snapshot
     /// <param name="path">The file.</param>
     internal static SnapshotFile Describe(string path)
     {
-        using var stream = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.Read, 1 << 20);
+        using var file = File.OpenHandle(path);
         var hash = new XxHash3();
-        hash.Append(stream);
-        return new SnapshotFile(stream.Length, Convert.ToHexStringLower(hash.GetCurrentHash()));
+        // The state is hashed at every restore: a large object would cost more than the hash.
+        byte[] buffer = new byte[64 << 10];
+        long length = 0;
+        for (int read; (read = RandomAccess.Read(file, buffer, length)) > 0; length += read)
+        {
+            hash.Append(buffer.AsSpan(0, read));
+        }
+
+        return new SnapshotFile(length, Convert.ToHexStringLower(hash.GetCurrentHash()));
     }
+
+    /// <summary>The files that a manifest records.</summary>
+    internal static IReadOnlyList<string> FileNames(string memoryName) => [memoryName, StateName, RootDiskName, KernelName, InitrdName];
+
+    private static string NameOfMemory(SnapshotManifest manifest) =>
+        manifest.Files.ContainsKey(CompressedMemoryName) && !manifest.Files.ContainsKey(MemoryName) ? CompressedMemoryName : MemoryName;
 
     private void CheckHash(string name)
     {

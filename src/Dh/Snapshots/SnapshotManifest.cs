@@ -50,7 +50,10 @@ public sealed record SnapshotManifest
     /// <summary>The TSC frequency of the host in kHz that the guest's kernel was told.</summary>
     public required long TscKhz { get; init; }
 
-    /// <summary>Bytes of the memory file that are not zero.</summary>
+    /// <summary>Whether the machine has a balloon device.</summary>
+    public bool Balloon { get; init; }
+
+    /// <summary>Bytes of guest memory that are not zero.</summary>
     public required long DataBytes { get; init; }
 
     /// <summary>Seconds from the VMM's start until the runner was ready.</summary>
@@ -65,10 +68,10 @@ public sealed record SnapshotManifest
     /// <summary>The build of dh that made it.</summary>
     public required string DhVersion { get; init; }
 
-    /// <summary>Its files by name: <c>memory</c>, <c>state</c>, <c>root.img</c>, <c>kernel</c>, <c>initrd</c>.</summary>
+    /// <summary>Its files by name: <c>memory</c> or <c>memory.lz4</c>, <c>state</c>, <c>root.img</c>, <c>kernel</c>, <c>initrd</c>.</summary>
     public required IReadOnlyDictionary<string, SnapshotFile> Files { get; init; }
 }
 
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, WriteIndented = true, UseStringEnumConverter = true)]
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, WriteIndented = true, UseStringEnumConverter = true, RespectNullableAnnotations = true)]
 [JsonSerializable(typeof(SnapshotManifest))]
 internal sealed partial class SnapshotJson : JsonSerializerContext;

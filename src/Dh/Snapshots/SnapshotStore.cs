@@ -80,16 +80,17 @@ public sealed class SnapshotStore(DhHome home)
     internal Task<FileLock> LockPreparationAsync(Action waiting, CancellationToken cancellationToken) => FileLock.AcquireAsync(
         Path.Combine(DhHome.EnsurePrivate(home.SnapshotsDirectory), ".prepare.lock"), shared: false, TimeSpan.FromHours(1), waiting, cancellationToken);
 
-    /// <summary>A new directory beside the snapshots, for one that is being made; drafts of the dead are removed. The caller holds the preparation lock.</summary>
-    internal string CreateDraft(string id)
+    /// <summary>Removes what preparations that died have left. The caller holds the preparation lock.</summary>
+    internal void RemoveDeadDrafts()
     {
         foreach (string dead in Directory.EnumerateDirectories(home.SnapshotsDirectory, ".draft-*"))
         {
             Directory.Delete(dead, recursive: true);
         }
-
-        return DhHome.EnsurePrivate(Path.Combine(home.SnapshotsDirectory, $".draft-{id}"));
     }
+
+    /// <summary>A new directory beside the snapshots, for one that is being made. The caller holds the preparation lock.</summary>
+    internal string CreateDraft(string id) => DhHome.EnsurePrivate(Path.Combine(home.SnapshotsDirectory, $".draft-{id}"));
 
     /// <summary>Makes a finished draft the current snapshot of its template's version: a rename, then one of the link.</summary>
     internal Snapshot Publish(string draft, SnapshotManifest manifest)

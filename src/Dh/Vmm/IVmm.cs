@@ -1,4 +1,5 @@
 using System.Net.Sockets;
+using Dh.Linux;
 
 namespace Dh.Vmm;
 
@@ -36,6 +37,9 @@ public sealed record MachineDescription
     /// <summary>The host's TSC frequency in kHz, which the guest's kernel is told under TCG (docs/design.md, "The two drivers").</summary>
     public required long TscKhz { get; init; }
 
+    /// <summary>Whether the host can take memory back while the guest runs, through a balloon device. Default: no.</summary>
+    public bool Balloon { get; init; }
+
     /// <summary>Guest memory in bytes.</summary>
     public long MemoryBytes => (long)MemoryMib << 20;
 }
@@ -54,7 +58,8 @@ public abstract record MemoryBackend
 
     /// <summary>The VMM's process maps the memory file privately, from a read-only descriptor.</summary>
     /// <param name="MemoryPath">The memory file.</param>
-    public sealed record File(string MemoryPath) : MemoryBackend;
+    /// <param name="Prefault">What runs are known to write: copied before the machine runs, which costs less than a fault for each page.</param>
+    public sealed record File(string MemoryPath, IReadOnlyList<FileExtent> Prefault) : MemoryBackend;
 
     /// <summary>Guest memory <em>is</em> the file: written through, to become a snapshot.</summary>
     /// <param name="MemoryPath">The file, which the VMM makes.</param>

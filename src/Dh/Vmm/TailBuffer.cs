@@ -39,10 +39,17 @@ internal sealed class TailBuffer
         return LastLines(Encoding.UTF8.GetString(text), count);
     }
 
-    /// <summary>The last lines of a text that is not trusted: nothing in it may steer the terminal that shows it.</summary>
-    public static string LastLines(string text, int count) => string.Join('\n', text
-        .Split('\n')
-        .Select(line => new string([.. line.Where(c => !char.IsControl(c) || c == '\t')]).TrimEnd())
-        .Where(line => line.Length > 0)
-        .TakeLast(count));
+    /// <summary>
+    /// The last lines of a text that is not trusted: nothing in it may steer the terminal that shows it. After a kernel's panic they end with
+    /// its reason, which would be lost before its registers and stack.
+    /// </summary>
+    public static string LastLines(string text, int count)
+    {
+        string[] lines = [.. text
+            .Split('\n')
+            .Select(line => new string([.. line.Where(c => !char.IsControl(c) || c == '\t')]).TrimEnd())
+            .Where(line => line.Length > 0)];
+        int panic = Array.FindLastIndex(lines, line => line.Contains("Kernel panic - not syncing", StringComparison.Ordinal));
+        return string.Join('\n', lines.Take(panic >= 0 ? panic + 1 : lines.Length).TakeLast(count));
+    }
 }

@@ -19,7 +19,7 @@ internal static class TscFrequency
     public static async Task<long> GetKhzAsync(Installation installation, string cacheDirectory, CancellationToken cancellationToken)
     {
         string cache = Path.Combine(cacheDirectory, $"tsc-khz-{BootId.Current}");
-        if (File.Exists(cache) && TryParse(await File.ReadAllTextAsync(cache, cancellationToken).ConfigureAwait(false), out long cached))
+        if (Cached(cache) is { } cached)
         {
             return cached;
         }
@@ -37,6 +37,8 @@ internal static class TscFrequency
         await File.WriteAllTextAsync(cache, output, cancellationToken).ConfigureAwait(false);
         return measured;
     }
+
+    private static long? Cached(string cache) => File.Exists(cache) && TryParse(File.ReadAllText(cache), out long khz) ? khz : null;
 
     private static bool TryParse(string text, out long khz) => long.TryParse(text.AsSpan().Trim(), NumberStyles.None, CultureInfo.InvariantCulture, out khz) && khz > 0;
 }

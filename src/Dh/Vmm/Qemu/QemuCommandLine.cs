@@ -60,6 +60,11 @@ internal static class QemuCommandLine
             "-drive", $"if=none,id=root,file={Escape(machine.RootDiskPath)},format=raw,read-only=on,file.locking=off", "-device", "virtio-blk-device,drive=root",
             "-kernel", machine.KernelPath, "-initrd", machine.InitrdPath, "-append", KernelArguments(machine),
         ];
+        if (machine.Balloon)
+        {
+            arguments.AddRange(["-device", "virtio-balloon-device"]);
+        }
+
         if (purpose == QemuPurpose.Restore)
         {
             arguments.AddRange(["-incoming", "defer"]);

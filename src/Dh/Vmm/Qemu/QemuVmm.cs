@@ -99,6 +99,12 @@ public sealed class QemuVmm : IVmm
         }
         catch (DhException e)
         {
+            await Task.WhenAny(Exited, Task.Delay(TimeSpan.FromSeconds(1), cancellationToken)).ConfigureAwait(false);
+            if (Exited.IsCompletedSuccessfully && (await Exited.ConfigureAwait(false)).Signal == PidFd.SigKill)
+            {
+                throw; // from outside, or by the kernel for memory: the state is not to blame
+            }
+
             throw new DhException(DhErrorReason.Snapshot, $"The device state {_statePath} could not be restored: {e.Message}", e);
         }
     }
@@ -116,6 +122,11 @@ public sealed class QemuVmm : IVmm
         await _qmp.SetMigrationCapabilitiesAsync(cancellationToken).ConfigureAwait(false);
         await _qmp.MigrateAsync(file, cancellationToken).ConfigureAwait(false);
     }
+
+    /// <summary>Asks the guest to give memory back, or to take it again; it takes its time. The machine must have a balloon.</summary>
+    /// <param name="bytes">What the guest is to have.</param>
+    /// <param name="cancellationToken">Gives up.</param>
+    internal Task SetBalloonAsync(long bytes, CancellationToken cancellationToken) => _qmp.SetBalloonAsync(bytes, cancellationToken);
 
     /// <inheritdoc/>
     public void Kill() => _process.Kill();
@@ -178,6 +189,11 @@ public sealed class QemuVmm : IVmm
                     break;
                 case MemoryBackend.File file:
                     environment["DH_MEMORY_FD"] = Number(Inherit(theirs, File.OpenHandle(file.MemoryPath, FileMode.Open, FileAccess.Read)));
+                    if (file.Prefault.Count > 0)
+                    {
+                        environment["DH_PREFAULT_FD"] = Number(Inherit(theirs, MemoryFile.Create("dh-prefault", MemoryMarshal.AsBytes([.. file.Prefault]))));
+                    }
+
                     break;
             }
 

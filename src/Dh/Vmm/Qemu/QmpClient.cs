@@ -10,16 +10,19 @@ namespace Dh.Vmm.Qemu;
 
 /// <summary>
 /// QEMU's monitor protocol over an inherited socketpair (docs/interop/qmp-spec.txt): one command at a time, answers in order, events between them.
+/// QEMU is hostile: neither its lines nor the number of those that wait to be read grow beyond a bound.
 /// </summary>
 internal sealed class QmpClient : IDisposable
 {
     private const int MaxLineBytes = 1 << 20;
+    private const int MaxWaiting = 64;
+    private const string MigrationEvent = "MIGRATION";
 
     private readonly Socket _socket;
     private readonly TimeSpan _timeLimit;
     private readonly Func<string> _lastWords;
-    private readonly Channel<QmpMessage> _replies = Channel.CreateUnbounded<QmpMessage>(new UnboundedChannelOptions { SingleReader = true, SingleWriter = true });
-    private readonly Channel<QmpMessage> _events = Channel.CreateUnbounded<QmpMessage>(new UnboundedChannelOptions { SingleReader = true, SingleWriter = true });
+    private readonly Channel<QmpMessage> _replies = Channel.CreateBounded<QmpMessage>(new BoundedChannelOptions(MaxWaiting) { SingleReader = true, SingleWriter = true });
+    private readonly Channel<QmpMessage> _events = Channel.CreateBounded<QmpMessage>(new BoundedChannelOptions(MaxWaiting) { SingleReader = true, SingleWriter = true });
 
     /// <summary>Starts reading.</summary>
     /// <param name="socket">Our end; owned from now on.</param>
@@ -48,6 +51,12 @@ internal sealed class QmpClient : IDisposable
     /// <summary>A command without arguments.</summary>
     public Task ExecuteAsync(string command, CancellationToken cancellationToken) =>
         SendAsync(new QmpCommand(command), QmpJson.Default.QmpCommand, command, null, cancellationToken);
+
+    /// <summary>balloon: asks the guest to give memory back until it has this much left, or to take it again; the guest takes its time.</summary>
+    /// <param name="bytes">What the guest is to have.</param>
+    /// <param name="cancellationToken">Gives up.</param>
+    public Task SetBalloonAsync(long bytes, CancellationToken cancellationToken) => SendAsync(
+        new QmpCommand<BalloonTarget>("balloon", new BalloonTarget(bytes)), QmpJson.Default.QmpCommandBalloonTarget, "balloon", null, cancellationToken);
 
     /// <summary>migrate-set-capabilities: what a save and a restore must both have on.</summary>
     public Task SetMigrationCapabilitiesAsync(CancellationToken cancellationToken) => SendAsync(
@@ -93,7 +102,7 @@ internal sealed class QmpClient : IDisposable
         var reply = await NextAsync(_replies.Reader, name, cancellationToken).ConfigureAwait(false);
         if (reply.Error is { } error)
         {
-            throw new DhException(DhErrorReason.Vmm, $"QEMU refused `{name}`: {error.Desc} ({error.Class}).{_lastWords()}");
+            throw new DhException(DhErrorReason.Vmm, $"QEMU refused `{name}`: {Untrusted.OneLine(error.Desc)} ({Untrusted.OneLine(error.Class)}).{_lastWords()}");
         }
     }
 
@@ -104,9 +113,9 @@ internal sealed class QmpClient : IDisposable
             var message = await NextAsync(_events.Reader, command, cancellationToken).ConfigureAwait(false);
             switch (message.Event, message.Data?.Status)
             {
-                case ("MIGRATION", "completed"):
+                case (MigrationEvent, "completed"):
                     return;
-                case ("MIGRATION", "failed"):
+                case (MigrationEvent, "failed"):
                     throw new DhException(DhErrorReason.Vmm, $"QEMU's `{command}` of the device state failed.{_lastWords()}");
             }
         }
@@ -130,7 +139,12 @@ internal sealed class QmpClient : IDisposable
         }
     }
 
-    private DhException Ended(string what, Exception? inner) => new(DhErrorReason.Vmm, $"QEMU ended before it had answered `{what}`.{_lastWords()}", inner);
+    private DhException Ended(string what, Exception? inner) => new(
+        DhErrorReason.Vmm,
+        inner is InvalidDataException
+            ? $"QEMU broke its monitor's protocol before it had answered `{what}`: {inner.Message}{_lastWords()}"
+            : $"QEMU ended before it had answered `{what}`.{_lastWords()}",
+        inner);
 
     private async Task ReadAllAsync()
     {
@@ -145,7 +159,7 @@ internal sealed class QmpClient : IDisposable
                 {
                     Array.Resize(ref buffer, buffer.Length < MaxLineBytes
                         ? buffer.Length * 2
-                        : throw new InvalidDataException($"QEMU sent a line of more than {MaxLineBytes} bytes on its monitor."));
+                        : throw new InvalidDataException($"a line of more than {MaxLineBytes} bytes."));
                 }
 
                 int read = await _socket.ReceiveAsync(buffer.AsMemory(length), SocketFlags.None).ConfigureAwait(false);
@@ -158,15 +172,14 @@ internal sealed class QmpClient : IDisposable
                 int start = 0;
                 for (int end; (end = Array.IndexOf(buffer, (byte)'\n', start, length - start)) >= 0; start = end + 1)
                 {
-                    var message = JsonSerializer.Deserialize(buffer.AsSpan(start, end - start), QmpJson.Default.QmpMessage)!;
-                    (message.Event is null ? _replies : _events).Writer.TryWrite(message);
+                    Take(Parse(buffer.AsSpan(start, end - start)));
                 }
 
                 buffer.AsSpan(start, length - start).CopyTo(buffer);
                 length -= start;
             }
         }
-        catch (Exception e) when (e is SocketException or ObjectDisposedException or JsonException or InvalidDataException)
+        catch (Exception e) when (e is SocketException or ObjectDisposedException or InvalidDataException)
         {
             failure = e;
         }
@@ -174,6 +187,34 @@ internal sealed class QmpClient : IDisposable
         {
             _replies.Writer.TryComplete(failure);
             _events.Writer.TryComplete(failure);
+        }
+    }
+
+    private static QmpMessage Parse(ReadOnlySpan<byte> line)
+    {
+        try
+        {
+            var message = JsonSerializer.Deserialize(line, QmpJson.Default.QmpMessage);
+            return message is { Id: null } && (message.QMP ?? message.Return ?? (object?)message.Error ?? message.Event) is not null
+                ? message
+                : throw new InvalidDataException("a line that is no greeting, event, or answer to a command of ours.");
+        }
+        catch (JsonException e)
+        {
+            throw new InvalidDataException("a line that is no JSON object of the expected shape.", e);
+        }
+    }
+
+    private void Take(QmpMessage message)
+    {
+        if (message.Event is not (null or MigrationEvent))
+        {
+            return; // nobody waits for it
+        }
+
+        if (!(message.Event is null ? _replies : _events).Writer.TryWrite(message))
+        {
+            throw new InvalidDataException($"more than {MaxWaiting} lines that nobody has asked for.");
         }
     }
 }
@@ -190,16 +231,19 @@ internal sealed record MigrationUri(string Uri);
 
 internal sealed record FdName(string Fdname);
 
-internal sealed record QmpError(string Class, string Desc);
+internal sealed record BalloonTarget(long Value);
+
+internal sealed record QmpError(string? Class, string? Desc);
 
 internal sealed record QmpEventData(string? Status);
 
-internal sealed record QmpMessage([property: JsonPropertyName("QMP")] JsonElement? QMP, JsonElement? Return, QmpError? Error, string? Event, QmpEventData? Data);
+internal sealed record QmpMessage([property: JsonPropertyName("QMP")] JsonElement? QMP, JsonElement? Return, QmpError? Error, string? Event, QmpEventData? Data, JsonElement? Id);
 
 [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
 [JsonSerializable(typeof(QmpCommand))]
 [JsonSerializable(typeof(QmpCommand<MigrationCapabilities>))]
 [JsonSerializable(typeof(QmpCommand<MigrationUri>))]
 [JsonSerializable(typeof(QmpCommand<FdName>))]
+[JsonSerializable(typeof(QmpCommand<BalloonTarget>))]
 [JsonSerializable(typeof(QmpMessage))]
 internal sealed partial class QmpJson : JsonSerializerContext;
