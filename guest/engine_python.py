@@ -104,13 +104,7 @@ def fork_child(control, descriptors):
     between = os.fork()
     if between == 0:
         if os.fork() == 0:
-            try:
-                child(control, *descriptors)
-            except BaseException:
-                log(f"a child failed\n{traceback.format_exc()}")
-                control.send(b"failed")
-            finally:
-                os._exit(1)
+            child(control, descriptors)
         os._exit(0)
     for descriptor in descriptors:
         os.close(descriptor)
@@ -118,8 +112,33 @@ def fork_child(control, descriptors):
     control.send(b"forked")
 
 
-def child(control, stdin, stdout, stderr, jobs, report):
+def child(control, descriptors):
     """From the fork to the end of one run."""
+    try:
+        jobs, report, listener, rehearsal = get_ready(*descriptors)
+    except BaseException:
+        log(f"a child failed\n{traceback.format_exc()}")
+        control.send(b"failed")
+        os._exit(1)
+    code, result_repr, error, module = EXIT_INTERRUPTED, None, None, new_main_module()
+    try:
+        try:
+            socket.send_fds(control, [b"child %d" % os.getpid()], [] if listener is None else [listener])
+            control.close()
+            if listener is not None:
+                os.close(listener)
+            while not (job := read_message(jobs)):  # none yet: but the machine has been restored, and there will be one
+                rehearsal.run_once()
+            reseed()
+            code, result_repr, error = run(module, *marshal.loads(job))
+        except KeyboardInterrupt as interrupt:  # a cancel that came before the code
+            code, result_repr, error = failure(interrupt)
+        end(code, result_repr, error, module, report)
+    finally:
+        os._exit(code)
+
+
+def get_ready(stdin, stdout, stderr, jobs, report):
     os.setsid()
     for descriptor, source in enumerate((stdin, stdout, stderr)):
         os.dup2(source, descriptor)
@@ -128,24 +147,9 @@ def child(control, stdin, stdout, stderr, jobs, report):
     write("/proc/self/oom_score_adj", "0")
     write(RUN_CGROUP, "0")
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
     rehearsal = Rehearsal()
     rehearsal.run_once()  # writes to the pages that a run writes to: their copies are made before the snapshot
-    listener = stdin_demand.install()
-    socket.send_fds(control, [b"child %d" % os.getpid()], [] if listener is None else [listener])
-    if listener is not None:
-        os.close(listener)
-    control.close()
-
-    main_module = new_main_module()
-    try:
-        while not (job := read_message(jobs)):  # none yet: but the machine has been restored, and there will be one
-            rehearsal.run_once()
-        reseed()
-        code, result_repr, error = run(main_module, *marshal.loads(job))
-    except KeyboardInterrupt as interrupt:  # a cancel that came before the code
-        code, result_repr, error = failure(interrupt)
-    end(code, result_repr, error, main_module, report)
+    return jobs, report, stdin_demand.install(), rehearsal
 
 
 def keep_private(descriptor):
@@ -341,9 +345,12 @@ def end(code, result_repr, error, module, report):
     try:
         if result_repr is not None or error is not None:
             report.send(json.dumps({"result_repr": result_repr, "error": error}).encode())
-        guard(wait_for_threads)
-        guard(atexit._run_exitfuncs)
-        guard(release_globals, module)
+        for step in (wait_for_threads, atexit._run_exitfuncs, lambda: release_globals(module)):
+            try:
+                step()
+            except BaseException as error:
+                if failure(error)[0] == EXIT_INTERRUPTED:
+                    code = EXIT_INTERRUPTED
         if not (flush(sys.stdout) and flush(sys.stderr) and flush(_stdout)):
             code = EXIT_FLUSH_FAILED
         if len(sys.modules) != _bare_modules:
@@ -351,13 +358,6 @@ def end(code, result_repr, error, module, report):
         report.send(b"\n" + bytes((code,)))
     finally:
         os._exit(code)
-
-
-def guard(step, *arguments):
-    try:
-        step(*arguments)
-    except BaseException:
-        show(traceback.format_exc())
 
 
 def wait_for_threads():

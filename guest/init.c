@@ -201,6 +201,21 @@ static void build_root(void)
 	make_directory(NEW_ROOT "/workspace", 0755);
 }
 
+/* What udev would make. */
+static void link_standard_streams(void)
+{
+	static const char *const links[][2] = {
+		{ "/proc/self/fd", NEW_ROOT "/dev/fd" },
+		{ "/proc/self/fd/0", NEW_ROOT "/dev/stdin" },
+		{ "/proc/self/fd/1", NEW_ROOT "/dev/stdout" },
+		{ "/proc/self/fd/2", NEW_ROOT "/dev/stderr" },
+	};
+
+	for (size_t i = 0; i < sizeof(links) / sizeof(links[0]); i++)
+		if (symlink(links[i][0], links[i][1]) != 0 && errno != EEXIST)
+			fail("link %s", links[i][1]);
+}
+
 static void enter_root(void)
 {
 	if (chdir(NEW_ROOT) != 0 || mount(".", "/", NULL, MS_MOVE, NULL) != 0 || chroot(".") != 0 || chdir("/") != 0)
@@ -293,6 +308,7 @@ int main(void)
 	wait_for_root_device(uevents);
 	close(uevents);
 	build_root();
+	link_standard_streams();
 	enter_root();
 
 	bind_identity("/etc/machine-id", "machine-id", "00000000000000000000000000000000\n");

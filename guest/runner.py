@@ -66,19 +66,30 @@ class Writer:
     def __init__(self, descriptor):
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
-        self.waiting = b""
-        self.ending = False  # nothing follows what waits
+        self.ending = False  # nothing comes after what waits
+        self._waiting = b""
+        self._written = 0  # of it
+
+    @property
+    def waiting(self):
+        """How many bytes wait."""
+        return len(self._waiting) - self._written
+
+    def add(self, data):
+        self._waiting = self._waiting[self._written :] + data
+        self._written = 0
 
     def write(self):
-        """Writes what the pipe takes now. Returns whether nothing is left."""
+        """Writes what the pipe takes now. Returns whether nothing waits any more."""
         try:
-            while self.waiting:
-                self.waiting = self.waiting[os.write(self.descriptor, self.waiting) :]
+            while self._written < len(self._waiting):
+                rest = memoryview(self._waiting)[self._written :] if self._written else self._waiting
+                self._written += os.write(self.descriptor, rest)
         except BlockingIOError:
             return False
         except BrokenPipeError:  # nobody is left to read it
-            self.waiting = b""
             self.ending = True
+        self._waiting, self._written = b"", 0
         return True
 
 
@@ -105,7 +116,7 @@ class Run:
 
         self.id = self.started_ns = self.ended_ns = None
         self.headers = {}  # of the frames for what comes out of stdout and stderr
-        self.credit = 0  # bytes that the host may still send
+        self.credit = 0  # bytes that the host may send in its next frame
         self.wants_continuously = False
         self.reported = b""
         self.exit_code = None  # that the process has said it is about to end with
@@ -123,14 +134,13 @@ class Run:
         self.descriptors.add(self.pidfd)
         if listener is not None:
             self.listener = stdin_demand.Listener(listener, self.stdin.descriptor)
-            self.descriptors.add(listener)
 
     def begin(self, identifier, job):
         self.started_ns = time.monotonic_ns()
         self.id = identifier
         self.headers[self.stdout] = f'{{"type":"stdout","id":{identifier}}}'.encode()
         self.headers[self.stderr] = f'{{"type":"stderr","id":{identifier}}}'.encode()
-        self.job.waiting += len(job).to_bytes(4, "little") + job
+        self.job.add(len(job).to_bytes(4, "little") + job)
         self.job.ending = True
 
     def told(self, data):
@@ -326,10 +336,12 @@ class Runner:
             return  # it has ended meanwhile
         if len(body) > run.credit:
             raise Refused(f"{len(body)} bytes of stdin against a credit of {run.credit}")
-        run.credit -= len(body)
+        run.credit = 0  # the host reads once for each grant, and what it has not got by then it may not send later
         if not run.stdin.ending:
-            run.stdin.waiting += body
+            run.stdin.add(body)
             run.stdin.ending = header.get("eof") is True
+            if run.stdin.ending and run.listener is not None:
+                run.listener.is_satisfied = True
             self._write_stdin(run)
 
     def _cancel(self, header, _):
@@ -434,12 +446,16 @@ class Runner:
             for descriptor in run.descriptors:
                 if descriptor != run.pidfd:
                     self._forget(descriptor)
+            if run.listener is not None:
+                self._forget(run.listener.descriptor)
             if run.status is None:
                 self._machine.kill_run()
         if run.status is not None:
             self._run = None
             for descriptor in list(run.descriptors):
                 self._close(run, descriptor)
+            if run.listener is not None:
+                run.listener.close()
             if self._engine is not None:
                 self._fork()
 
@@ -481,9 +497,9 @@ class Runner:
         wanted = run.listener.wanted()
         if wanted == stdin_demand.CONTINUOUSLY:
             self._want_continuously(run)
-        elif wanted and not run.stdin.ending and not run.wants_continuously:
-            missing = min(wanted, MAX_CREDIT) - run.credit - len(run.stdin.waiting) - unread(run.stdin.descriptor)
-            if missing > 0:
+        elif wanted and not run.stdin.ending:
+            missing = min(wanted, MAX_CREDIT) - run.stdin.waiting - unread(run.stdin.descriptor)
+            if missing > 0 and not run.credit:
                 self._grant(run, missing)
 
     def _on_stdin_opened(self, descriptor, _):
@@ -493,15 +509,17 @@ class Runner:
 
     def _want_continuously(self, run):
         run.wants_continuously = True
+        if run.listener is not None:
+            run.listener.is_satisfied = True
         self._top_up(run)
 
     def _top_up(self, run):
         """Keeps the host sending, as long as the code takes what it sends out of the pipe."""
-        if not run.stdin.ending and not run.stdin.waiting and run.credit < MAX_CREDIT // 2:
-            self._grant(run, MAX_CREDIT - run.credit)
+        if not run.stdin.ending and not run.stdin.waiting and not run.credit:
+            self._grant(run, MAX_CREDIT)
 
     def _grant(self, run, size):
-        run.credit += size
+        run.credit = size
         self._send(f'{{"type":"stdin-credit","id":{run.id},"bytes":{size}}}'.encode(), urgent=True)
 
 

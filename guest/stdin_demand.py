@@ -25,6 +25,7 @@ READ, POLL, READV, SELECT, DUP, DUP2, FCNTL, EPOLL_CTL = 0, 7, 19, 23, 32, 33, 7
 PSELECT6, PPOLL, SPLICE, TEE, VMSPLICE, DUP3, PREADV2 = 270, 271, 275, 276, 278, 292, 327
 
 F_DUPFD, F_DUPFD_CLOEXEC = 0, 1030
+SHELL_DESCRIPTORS = 10  # from here on, shells put descriptor 0 aside while a command reads something else: not to be read
 EPOLL_CTL_ADD = 1
 POLLIN, POLLRDNORM = 0x001, 0x040
 
@@ -37,8 +38,9 @@ SECCOMP_RET_ALLOW, SECCOMP_RET_USER_NOTIF = 0x7FFF0000, 0x7FC00000
 SECCOMP_USER_NOTIF_FLAG_CONTINUE = 1
 SECCOMP_IOCTL_NOTIF_RECV, SECCOMP_IOCTL_NOTIF_SEND = 0xC0502100, 0xC0182101
 NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags, nr, arch, instruction pointer, args
+NO_NOTIFICATION = bytes(NOTIFICATION.size)
 RESPONSE = struct.Struct("=QqiI")  # struct seccomp_notif_resp: id, val, error, flags
-LOAD, JUMP, JUMP_IF_EQUAL, RETURN = 0x20, 0x05, 0x15, 0x06
+LOAD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
 
 NUMBER, ARCHITECTURE = 0, 4  # offsets into struct seccomp_data
 
@@ -48,7 +50,7 @@ def argument(index, high=False):
     return 16 + 8 * index + 4 * high
 
 
-# One line is a label, or (operation, operand, label if equal, label if not); no label means the next line.
+# One line is a label, or (operation, operand, label if so, label if not); no label means the next line.
 FILTER = (
     (LOAD, ARCHITECTURE),
     (JUMP_IF_EQUAL, AUDIT_ARCH_X86_64, None, "allow"),
@@ -61,8 +63,11 @@ FILTER = (
     (JUMP_IF_EQUAL, EPOLL_CTL, "adds", "allow"),
     "duplicates",
     (LOAD, argument(1)),
-    (JUMP_IF_EQUAL, F_DUPFD, "descriptor is 0", None),
-    (JUMP_IF_EQUAL, F_DUPFD_CLOEXEC, "descriptor is 0", "allow"),
+    (JUMP_IF_EQUAL, F_DUPFD, "duplicates to be read", None),
+    (JUMP_IF_EQUAL, F_DUPFD_CLOEXEC, "duplicates to be read", "allow"),
+    "duplicates to be read",
+    (LOAD, argument(2)),
+    (JUMP_IF_AT_LEAST, SHELL_DESCRIPTORS, "allow", "descriptor is 0"),
     "adds",
     (LOAD, argument(1)),
     (JUMP_IF_EQUAL, EPOLL_CTL_ADD, None, "allow"),
@@ -132,59 +137,73 @@ class Listener:
 
     def __init__(self, descriptor, pipe):
         self.descriptor = descriptor
+        self.is_satisfied = False  # it does not matter any more what is wanted
         self._link = f"pipe:[{os.fstat(pipe).st_ino}]"
         self._notification = bytearray(NOTIFICATION.size)
+        self._memory = self._memory_pid = None  # of the last caller whose memory was looked into
+
+    def close(self):
+        os.close(self.descriptor)
+        if self._memory is not None:
+            os.close(self._memory)
 
     def wanted(self):
         """Takes one notification, lets its call go on, and returns how many bytes it wants: 0 to `CONTINUOUSLY`."""
-        self._notification[:] = bytes(NOTIFICATION.size)  # the kernel insists on zeros
+        self._notification[:] = NO_NOTIFICATION  # the kernel insists
         try:
             fcntl.ioctl(self.descriptor, SECCOMP_IOCTL_NOTIF_RECV, self._notification)
-        except OSError:  # ENOENT: a signal took the caller away meanwhile
+        except OSError:  # ENOENT: a signal has taken the caller away
             return 0
         identifier, pid, _, number, _, _, *arguments = NOTIFICATION.unpack(self._notification)
         try:
-            # The caller waits, so it cannot change under us. All the same it may be killed and its pid be reused: then
-            # the answer is about another process of the same run, and costs no more than credit asked for too early.
-            return self._bytes_wanted(pid, number, arguments) if self._reads_the_pipe(pid) else 0
-        except OSError:  # it was killed, or passed a bad address: no input for that
+            # The caller waits, but may be killed, and its pid be another's by now: then the answer is about another
+            # process of the same run, and no worse than credit asked for too early.
+            return 0 if self.is_satisfied else self._bytes_wanted(pid, number, arguments)
+        except OSError:  # it was killed, or has passed a bad address
             return 0
         finally:
             try:
-                fcntl.ioctl(self.descriptor, SECCOMP_IOCTL_NOTIF_SEND,
-                            RESPONSE.pack(identifier, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE))
+                response = RESPONSE.pack(identifier, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE)
+                fcntl.ioctl(self.descriptor, SECCOMP_IOCTL_NOTIF_SEND, response)
             except OSError:  # ENOENT, as above
                 pass
 
-    def _reads_the_pipe(self, pid):
-        return os.readlink(f"/proc/{pid}/fd/0") == self._link
-
-    @staticmethod
-    def _bytes_wanted(pid, number, arguments):
-        if number == READ:
-            return arguments[2]
-        if number in (READV, PREADV2, VMSPLICE):
-            return sum(length for _, length in struct.iter_unpack("=QQ", _peek(pid, arguments[1], 16, arguments[2])))
-        if number == SPLICE:
-            return arguments[4]
-        if number == TEE:
-            return arguments[2]
-        # That input is there is all that select and poll ask: the read that follows says how much it wants.
-        if number in (SELECT, PSELECT6):
-            return _peek(pid, arguments[1], 1)[0] & 1
+    def _bytes_wanted(self, pid, number, arguments):
+        # That input is there is all that poll and select ask for: the read that follows says how much it wants. Most of
+        # them are about other descriptors.
         if number in (POLL, PPOLL):
-            entries = struct.iter_unpack("=ihh", _peek(pid, arguments[0], 8, arguments[1]))
-            return int(any(fd == 0 and events & (POLLIN | POLLRDNORM) for fd, events, _ in entries))
-        return CONTINUOUSLY  # dup and its like, epoll_ctl
+            entries = struct.iter_unpack("=ihh", self._peek(pid, arguments[0], 8, arguments[1]))
+            if not any(fd == 0 and events & (POLLIN | POLLRDNORM) for fd, events, _ in entries):
+                return 0
+            wanted = 1
+        elif number in (SELECT, PSELECT6):
+            wanted = self._peek(pid, arguments[1], 1, 1)[0] & 1
+        elif number == READ:
+            wanted = arguments[2]
+        elif number in (READV, PREADV2, VMSPLICE):
+            vector = struct.iter_unpack("=QQ", self._peek(pid, arguments[1], 16, arguments[2]))
+            wanted = sum(length for _, length in vector)
+        elif number == SPLICE:
+            wanted = arguments[4]
+        elif number == TEE:
+            wanted = arguments[2]
+        else:  # dup and its like, epoll_ctl
+            wanted = CONTINUOUSLY
+        return wanted if wanted and os.readlink(f"/proc/{pid}/fd/0") == self._link else 0
 
+    def _peek(self, pid, address, size, count):
+        """Reads an array out of a process's memory. No reader has more than 1,024 entries."""
+        length = size * min(count, 1024)
+        data = os.pread(self._memory, length, address) if pid == self._memory_pid else b""
+        if not data:  # of another one, or of a program that has ended
+            self._open_memory(pid)
+            data = os.pread(self._memory, length, address)
+        if len(data) < length:
+            raise OSError("nothing is mapped there")
+        return data
 
-def _peek(pid, address, size, count=1):
-    """Reads an array out of a process's memory; more than 1,024 entries are none of a reader's."""
-    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = os.pread(memory, size * min(count, 1024), address)
-    finally:
-        os.close(memory)
-    if not data:
-        raise OSError("nothing is mapped there")
-    return data[: len(data) // size * size]
+    def _open_memory(self, pid):
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        if self._memory is not None:
+            os.close(self._memory)
+        self._memory, self._memory_pid = memory, pid
