@@ -2,6 +2,7 @@ using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
+using Dh.Paging;
 using Dh.Snapshots;
 
 namespace Dh.Cli;
@@ -61,13 +62,28 @@ internal sealed record StatusOutput(IReadOnlyList<SnapshotOutput> Snapshots, IRe
 
 /// <summary>One snapshot.</summary>
 internal sealed record SnapshotOutput(
-    string Id, string Template, string Version, string Vmm, string VmmVersion, string Accelerator, int MemoryMib, int Cpus, long DataMib,
-    double BootSeconds, DateTimeOffset CreatedAt, string Directory)
+    string Id, string Template, string Version, string Vmm, string VmmVersion, string Accelerator, int MemoryMib, int Cpus, long DataMib, string? Compressed,
+    double? WorkingSetMib, double BootSeconds, DateTimeOffset CreatedAt, string Directory)
 {
     public static SnapshotOutput Of(Snapshot snapshot) => new(
         snapshot.Manifest.Id, snapshot.Manifest.Template, snapshot.Manifest.Version, snapshot.Manifest.Vmm, snapshot.Manifest.VmmVersion,
-        JsonOutput.Name(snapshot.Manifest.Accelerator), snapshot.Manifest.MemoryMib, snapshot.Manifest.Cpus, snapshot.Manifest.DataBytes >> 20,
+        JsonOutput.Name(snapshot.Manifest.Accelerator), snapshot.Manifest.MemoryMib, snapshot.Manifest.Cpus, snapshot.Manifest.DataBytes >> 20, snapshot.IsCompressed ? "lz4" : null,
+        new FileInfo(snapshot.WorkingSetPath) is { Exists: true, Length: var length } ? Math.Round(length / 1048576.0, 1) : null,
         Math.Round(snapshot.Manifest.BootSeconds, 3), snapshot.Manifest.CreatedAt, snapshot.Directory);
+}
+
+/// <summary>What <c>dh page-server --json</c> prints for each VMM; the outcome is <c>released</c>, <c>vmm_ended</c>, <c>stopped</c> or <c>failed</c>.</summary>
+internal sealed record PageServerOutput(
+    string Outcome, string? Policy, int? Regions, long? TotalBytes, long? PopulatedBytes, long? ZeroBytes, double? HandshakeSeconds, double? PopulationSeconds,
+    long CopiedBytes, long ZeroedBytes, long RemovedBytes, long Faults, string? Warning, string? Error)
+{
+    public static PageServerOutput Of(PopulationResult? population, PageServerEnd? end, PageServerStatistics statistics, PageServerException? failure) => new(
+        failure is not null ? "failed" : JsonOutput.Name(end!.Value),
+        population is null ? null : JsonOutput.Name(population.Policy),
+        population?.RegionCount, population?.TotalBytes, population?.CopiedBytes, population?.ZeroBytes,
+        population is null ? null : JsonOutput.Seconds(population.HandshakeTime),
+        population is null ? null : JsonOutput.Seconds(population.PopulationTime),
+        statistics.CopiedBytes, statistics.ZeroedBytes, statistics.RemovedBytes, statistics.Faults, population?.Warning, failure?.Message);
 }
 
 /// <summary>What <c>dh doctor --json</c> prints.</summary>
@@ -86,6 +102,7 @@ internal sealed record CheckOutput(string Name, bool Ok, bool Required, string D
 [JsonSerializable(typeof(ExecOutput))]
 [JsonSerializable(typeof(StatusOutput))]
 [JsonSerializable(typeof(DoctorOutput))]
+[JsonSerializable(typeof(PageServerOutput))]
 internal sealed partial class JsonOutput : JsonSerializerContext
 {
     // The output is for terminals and programs, not for a page: only what JSON itself demands is escaped.

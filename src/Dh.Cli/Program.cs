@@ -1,6 +1,7 @@
 using System.CommandLine;
+using System.Diagnostics;
 using System.Reflection;
-using System.Text;
+using Dh.Guest;
 
 namespace Dh.Cli;
 
@@ -11,14 +12,24 @@ internal static class Program
 
     private static async Task<int> Main(string[] args)
     {
+        long entered = Stopwatch.GetTimestamp();
+
         // Answered before the parser and the console's encodings are set up: scripts ask often.
         if (args is ["--version"])
         {
-            Console.OpenStandardOutput().Write(Encoding.UTF8.GetBytes($"dh {Version}\n"));
-            return (int)ExitCode.Success;
+            var streams = new StandardStreams();
+            try
+            {
+                streams.WriteLine(OutputStream.Output, $"dh {Version}");
+                return (int)ExitCode.Success;
+            }
+            catch (IOException)
+            {
+                return (int)ExitCode.BrokenPipe;
+            }
         }
 
-        var exec = new ExecCommand();
+        var exec = new ExecCommand(entered);
         var root = new RootCommand("Runs Python in a fresh microVM that is restored from a memory snapshot.")
         {
             exec,
@@ -28,8 +39,10 @@ internal static class Program
                 new StatusCommand(),
                 new CleanCommand(),
                 new VerifyCommand(),
+                new RecordCommand(),
             },
             new DoctorCommand(),
+            new PageServerCommand(),
         };
 
         // An argument that starts with '@' is an argument, not a file of arguments.

@@ -13,11 +13,9 @@ internal sealed class StandardStreams : IOutputSink
     /// <summary>Whether a reader went away; the write that noticed it has thrown.</summary>
     public bool Broken { get; private set; }
 
-    public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
-    {
-        Write(stream, bytes.Span);
-        return ValueTask.CompletedTask;
-    }
+    // A write that nobody takes blocks its thread for ever; the run's time limit and its interruption must not be blocked with it.
+    public async ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken) =>
+        await Task.Run(() => Write(stream, bytes.Span), CancellationToken.None).WaitAsync(cancellationToken);
 
     public void Write(OutputStream stream, ReadOnlySpan<byte> bytes)
     {

@@ -1,7 +1,6 @@
 using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
-using System.Text;
 using Dh.Guest;
 using Dh.Sandboxes;
 using Dh.Snapshots;
@@ -16,7 +15,8 @@ internal sealed class ExecCommand : Command
     private readonly Option<string?> _version = new("--version") { HelpName = "V", Description = "The snapshot's version (see: dh vm status)." };
     private readonly Option<string?> _template = new("--template") { HelpName = "NAME", Description = "The snapshot's template." };
     private readonly Option<double?> _timeout = new("--timeout") { HelpName = "S", Description = "Interrupt the code after S seconds: exit code 3." };
-    private readonly Option<string?> _memoryPolicy = new("--memory-policy") { HelpName = "eager|file", Description = "How guest memory comes back." };
+    private readonly Option<string?> _memoryPolicy = new("--memory-policy") { HelpName = "eager|prefetch|lazy|file", Description = "How guest memory comes back. (Default: prefetch where a working set is recorded)" };
+    private readonly Option<bool> _fill = new("--fill") { Description = "Copy what prefetch or lazy leave out in the background." };
     private readonly Option<string[]> _environment = new("--env")
     {
         HelpName = "NAME=VALUE",
@@ -36,14 +36,16 @@ internal sealed class ExecCommand : Command
     private readonly Option<bool> _noShowTables = new("--no-show-tables") { Description = "Do not show tables; the python engine makes none." };
     private readonly Option<bool> _noTableMeta = new("--no-table-meta") { Description = "Do not describe tables; the python engine makes none." };
 
+    private readonly long _entered;
     private string[] _operands = [];
 
-    public ExecCommand()
+    public ExecCommand(long entered)
         : base("exec", "Runs Python in a fresh microVM: dh exec [options] [-c CODE | SCRIPT [ARG...] | -]. What follows SCRIPT, or - for stdin, goes to the code.")
     {
+        _entered = entered;
         Option[] options =
         [
-            _code, _vm, _version, _template, _timeout, _memoryPolicy, _environment, _requireIsolation,
+            _code, _vm, _version, _template, _timeout, _memoryPolicy, _fill, _environment, _requireIsolation,
             _json, _verbose, _quiet, _noShowTables, _noTableMeta,
         ];
         foreach (var option in options)
@@ -92,12 +94,13 @@ internal sealed class ExecCommand : Command
     private async Task<int> RunAsync(ParseResult parsed)
     {
         long started = Stopwatch.GetTimestamp();
+        var trace = Trace.Of(_entered);
         var streams = new StandardStreams();
         using var interruption = new Interruption();
         bool json = WantsJson(parsed);
         try
         {
-            return await RunAsync(parsed, json, streams, interruption, started);
+            return await RunAsync(parsed, json, streams, interruption, started, trace);
         }
         catch (Exception) when (streams.Broken)
         {
@@ -118,9 +121,13 @@ internal sealed class ExecCommand : Command
             output.WriteTo(Console.OpenStandardOutput());
             return output.ExitCode;
         }
+        finally
+        {
+            trace?.WriteTo(streams);
+        }
     }
 
-    private async Task<int> RunAsync(ParseResult parsed, bool json, StandardStreams streams, Interruption interruption, long started)
+    private async Task<int> RunAsync(ParseResult parsed, bool json, StandardStreams streams, Interruption interruption, long started, Trace? trace)
     {
         bool verbose = parsed.GetValue(_verbose);
         void Say(string line)
@@ -132,11 +139,18 @@ internal sealed class ExecCommand : Command
         }
 
         var request = ReadRequest(parsed);
+        var memoryPolicy = ReadMemoryPolicy(parsed.GetValue(_memoryPolicy));
+        if (parsed.GetValue(_fill) && memoryPolicy is (MemoryPolicy.Eager or MemoryPolicy.File))
+        {
+            throw new DhException(DhErrorReason.Usage, "--fill completes what prefetch or lazy leave out: it does not go with --memory-policy eager or file.");
+        }
+
         var home = DhHome.Default;
         var options = new SandboxOptions
         {
             Home = home,
-            MemoryPolicy = ReadMemoryPolicy(parsed.GetValue(_memoryPolicy)),
+            MemoryPolicy = memoryPolicy,
+            Fill = parsed.GetValue(_fill),
             RequireIsolation = ReadIsolation(parsed.GetValue(_requireIsolation)),
         };
         var choice = VersionChoice.Of(parsed.GetValue(_template), parsed.GetValue(_version), home);
@@ -145,6 +159,8 @@ internal sealed class ExecCommand : Command
         Say($"Snapshot: {manifest.Template} {manifest.Version} ({choice.Reason})");
 
         await using var sandbox = await Sandbox.RestoreAsync(snapshot, options, interruption.Token);
+        trace?.Mark("vmm-start", sandbox.VmmStartedAt);
+        trace?.Mark("restored");
 
         // The user waits for the result, not for the teardown.
         sandbox.LeaveTeardown();
@@ -157,6 +173,7 @@ internal sealed class ExecCommand : Command
 
         var captured = json ? new CapturedOutput() : null;
         var result = await sandbox.ExecuteAsync(request, captured ?? (IOutputSink)streams, interruption.Token);
+        trace?.Mark("result", result.ReceivedAt);
         int exitCode = result.Outcome switch
         {
             ExecutionOutcome.Timeout => (int)ExitCode.Timeout,
@@ -196,6 +213,7 @@ internal sealed class ExecCommand : Command
             }
         }
 
+        trace?.Mark("printed");
         Say(string.Create(
             CultureInfo.InvariantCulture,
             $"Time: restored in {sandbox.RestoreTime.TotalMilliseconds:0} ms, ran in {result.Elapsed.TotalMilliseconds:0} ms (the code {result.GuestRunMilliseconds:0} ms), {Elapsed(started) * 1000:0} ms in all; isolation: {Isolation.Name(sandbox.Isolation)}"));
@@ -222,10 +240,10 @@ internal sealed class ExecCommand : Command
         var request = code is not null
             ? new ExecutionRequest { Source = code, Mode = ExecutionMode.Code, Arguments = _operands, Input = Console.OpenStandardInput() }
             : _operands[0] == "-"
-                ? new ExecutionRequest { Source = ReadStandardInput(), Mode = ExecutionMode.Code, Filename = "<stdin>", ShowResult = false, Arguments = _operands[1..] }
+                ? new ExecutionRequest { Source = SourceText.OfStandardInput(), Mode = ExecutionMode.Code, Filename = "<stdin>", ShowResult = false, Arguments = _operands[1..] }
                 : new ExecutionRequest
                 {
-                    Source = ReadScript(_operands[0]),
+                    Source = SourceText.OfScript(_operands[0]),
                     Mode = ExecutionMode.Script,
                     Filename = _operands[0],
                     ShowResult = false,
@@ -233,53 +251,6 @@ internal sealed class ExecCommand : Command
                     Input = Console.OpenStandardInput(),
                 };
         return request with { Environment = ReadEnvironment(parsed.GetValue(_environment) ?? []), Timeout = ReadTimeout(parsed.GetValue(_timeout)) };
-    }
-
-    private static string ReadStandardInput()
-    {
-        using var input = Console.OpenStandardInput();
-        return Read(input, "The code on standard input");
-    }
-
-    private static string ReadScript(string path)
-    {
-        try
-        {
-            using var file = File.OpenRead(path);
-            return Read(file, $"The script {path}");
-        }
-        catch (Exception error) when (error is FileNotFoundException or DirectoryNotFoundException)
-        {
-            throw new DhException(DhErrorReason.NotFound, $"There is no script {path} (in {Environment.CurrentDirectory}). To run code: dh exec -c CODE");
-        }
-        catch (Exception error) when (error is IOException or UnauthorizedAccessException)
-        {
-            throw new DhException(DhErrorReason.NotFound, Directory.Exists(path) ? $"{path} is a directory, not a script." : $"The script {path} cannot be read.", error);
-        }
-    }
-
-    private static string Read(Stream stream, string what)
-    {
-        using var bytes = new MemoryStream();
-        var buffer = new byte[64 << 10];
-        for (int read; (read = stream.Read(buffer)) > 0;)
-        {
-            bytes.Write(buffer, 0, read);
-            if (bytes.Length > ExecutionRequest.MaxSourceBytes)
-            {
-                throw new DhException(DhErrorReason.Usage, $"{what} is larger than {ExecutionRequest.MaxSourceBytes >> 20} MiB.");
-            }
-        }
-
-        ReadOnlySpan<byte> text = bytes.GetBuffer().AsSpan(0, (int)bytes.Length);
-        try
-        {
-            return new UTF8Encoding(false, throwOnInvalidBytes: true).GetString(text.StartsWith(Encoding.UTF8.Preamble) ? text[Encoding.UTF8.Preamble.Length..] : text);
-        }
-        catch (DecoderFallbackException)
-        {
-            throw new DhException(DhErrorReason.Usage, $"{what} is not UTF-8.");
-        }
     }
 
     private static Dictionary<string, string> ReadEnvironment(string[] settings)
@@ -310,9 +281,10 @@ internal sealed class ExecCommand : Command
     {
         null => Environment.GetEnvironmentVariable("DH_VM_NO_UFFD") == "1" ? MemoryPolicy.File : null,
         "eager" => MemoryPolicy.Eager,
+        "prefetch" => MemoryPolicy.Prefetch,
+        "lazy" => MemoryPolicy.Lazy,
         "file" => MemoryPolicy.File,
-        "prefetch" or "lazy" => throw new DhException(DhErrorReason.Usage, $"The memory policy '{name}' is not in this build: eager, file."),
-        _ => throw new DhException(DhErrorReason.Usage, $"There is no memory policy '{name}': eager, file."),
+        _ => throw new DhException(DhErrorReason.Usage, $"There is no memory policy '{name}': eager, prefetch, lazy, file."),
     };
 
     private static IsolationClass? ReadIsolation(string? name) =>

@@ -20,12 +20,13 @@ internal sealed class PrepareCommand : Command
     private readonly Option<string[]> _pip = new("--pip") { HelpName = "REQUIREMENT", Description = "A Python package beside the template's; may be repeated." };
     private readonly Option<string?> _wheelhouse = new("--wheelhouse") { HelpName = "DIR", Description = "Take Python packages from this directory only." };
     private readonly Option<string?> _mirror = new("--mirror") { HelpName = "URL", Description = "The Debian mirror. (Default: the ones of this host)" };
+    private readonly Option<string?> _compress = new("--compress") { HelpName = "lz4", Description = "Keep the memory compressed; restores then need a userfaultfd. (Default: not compressed)" };
     private readonly Option<bool> _force = new("--force") { Description = "Make a new snapshot even when there is one." };
 
     public PrepareCommand()
         : base("prepare", "Builds an image, boots it, and keeps a snapshot of its memory.")
     {
-        Option[] options = [_version, _template, _vmm, _accelerator, _memory, _cpus, _pip, _wheelhouse, _mirror, _force];
+        Option[] options = [_version, _template, _vmm, _accelerator, _memory, _cpus, _pip, _wheelhouse, _mirror, _compress, _force];
         foreach (var option in options)
         {
             Add(option);
@@ -33,6 +34,7 @@ internal sealed class PrepareCommand : Command
 
         _vmm.AcceptOnlyFromAmong("auto", "qemu", "firecracker");
         _accelerator.AcceptOnlyFromAmong("auto", "kvm", "tcg");
+        _compress.AcceptOnlyFromAmong("lz4");
         SetAction((parsed, _) => RunAsync(parsed));
     }
 
@@ -52,6 +54,7 @@ internal sealed class PrepareCommand : Command
             Wheelhouse = parsed.GetValue(_wheelhouse),
             PipPackages = parsed.GetValue(_pip) ?? [],
             Accelerator = parsed.GetValue(_accelerator),
+            Compress = parsed.GetValue(_compress) is not null,
             Force = parsed.GetValue(_force),
             Home = DhHome.Default,
             Mirror = parsed.GetValue(_mirror),
@@ -94,20 +97,6 @@ internal sealed class PrepareCommand : Command
             .AutoClear(true)
             .Columns(new SpinnerColumn(), new ProgressBarColumn(), new ElapsedTimeColumn(), new TaskDescriptionColumn { Alignment = Justify.Left })
             .StartAsync(context => SnapshotPreparation.PrepareAsync(options, new BarProgress(context.AddTask("starting", maxValue: 1)), cancellationToken));
-    }
-
-    /// <summary>A line per step: for logs.</summary>
-    private sealed class PlainProgress : IProgress<PreparationProgress>
-    {
-        private string? _step;
-
-        public void Report(PreparationProgress value)
-        {
-            if (Interlocked.Exchange(ref _step, value.Step) != value.Step)
-            {
-                Console.Error.WriteLine(value.Detail is null ? value.Step : $"{value.Step}: {value.Detail}");
-            }
-        }
     }
 
     /// <summary>One bar: for people.</summary>

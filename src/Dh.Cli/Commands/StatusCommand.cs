@@ -7,7 +7,7 @@ namespace Dh.Cli;
 /// <summary><c>dh vm status</c>: the snapshots that there are.</summary>
 internal sealed class StatusCommand : Command
 {
-    private static readonly string[] Headings = ["TEMPLATE", "VERSION", "VMM", "ACCEL", "MEMORY", "DATA", "BOOT", "CREATED (UTC)"];
+    private static readonly string[] Headings = ["TEMPLATE", "VERSION", "VMM", "ACCEL", "MEMORY", "DATA", "WORKING SET", "BOOT", "CREATED (UTC)"];
 
     private readonly Option<bool> _json = new("--json") { Description = "Print one JSON object on stdout. (Also: DH_JSON=1)" };
 
@@ -49,6 +49,7 @@ internal sealed class StatusCommand : Command
     private static string[] Row(SnapshotOutput snapshot) =>
     [
         snapshot.Template, snapshot.Version, $"{snapshot.Vmm} {snapshot.VmmVersion}", snapshot.Accelerator, $"{snapshot.MemoryMib} MiB", $"{snapshot.DataMib} MiB",
+        snapshot.WorkingSetMib is { } mib ? string.Create(CultureInfo.InvariantCulture, $"{mib:0.0} MiB") : "-",
         string.Create(CultureInfo.InvariantCulture, $"{snapshot.BootSeconds:0.0} s"),
         snapshot.CreatedAt.UtcDateTime.ToString("yyyy-MM-dd HH:mm", CultureInfo.InvariantCulture),
     ];
