@@ -2,12 +2,21 @@
 // sends the regions as JSON and the descriptor by SCM_RIGHTS, and keeps the socket open. A process of its own, because managed code must
 // not touch memory that is registered with a userfaultfd.
 //
-//   guest-memory-client (fd N | path P) MODE SIZE
+//   guest-memory-client (fd N | path P) MODE SIZE [SPLIT]
+//
+// Two regions meet at the byte SPLIT of the memory file, by default in its middle. The mode `huge` takes pages of 2 MiB
+// (hugetlbfs), `as-huge` takes ordinary ones and says that they are of 2 MiB.
 //
 // Prints `base ADDRESS` (of the byte at offset 0), does what MODE says, prints `sent`, then obeys lines on stdin:
 //   pages        prints `pages N`, then one hash per page in the order of the memory file
 //   touch        writes to every page, prints `touched N`
 //   discard      gives all memory back (MADV_DONTNEED) and prints `discarded N`, the number of pages that read as zeros then
+//   read OFFSET LENGTH       prints `read HASH` of a stretch of whole pages
+//   write OFFSET LENGTH      changes a byte of each of its pages, prints `write PAGES`
+//   remove OFFSET LENGTH     gives it back (MADV_DONTNEED), prints `remove PAGES`
+//   both A OFFSET LENGTH B OFFSET LENGTH   does two of these at once, on a thread each; prints `both HASH HASH`
+//   block        makes the userfaultfd blocking, prints `block 0`
+//   chatter      sends 1 MiB through the handshake socket, prints `chatter BYTES`: as many as were taken
 //   quiet        stops the threads of the modes `remove` and `storm`, prints `quiet PASSES`
 // End of file ends it. Whatever hangs for 30 s is killed by SIGALRM.
 #define _GNU_SOURCE
@@ -40,7 +49,8 @@ struct region {
 
 static struct region regions[2];
 static int region_count;
-static size_t total;
+static size_t total, page_size = PAGE;
+static int uffd;
 static atomic_bool stopping;
 static atomic_long passes;
 static pthread_t threads[3];
@@ -67,19 +77,19 @@ static int make_userfaultfd(bool blocking)
     int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
     if (device < 0)
         die("open /dev/userfaultfd");
-    int uffd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | (blocking ? 0 : O_NONBLOCK));
-    if (uffd < 0)
+    int made = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | (blocking ? 0 : O_NONBLOCK));
+    if (made < 0)
         die("USERFAULTFD_IOC_NEW");
     close(device);
     struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
-    if (ioctl(uffd, UFFDIO_API, &api) != 0)
+    if (ioctl(made, UFFDIO_API, &api) != 0)
         die("UFFDIO_API");
     for (int i = 0; i < region_count; i++) {
         struct uffdio_register reg = { .range = { (uintptr_t)regions[i].base, regions[i].size }, .mode = UFFDIO_REGISTER_MODE_MISSING };
-        if (ioctl(uffd, UFFDIO_REGISTER, &reg) != 0)
+        if (ioctl(made, UFFDIO_REGISTER, &reg) != 0)
             die("UFFDIO_REGISTER");
     }
-    return uffd;
+    return made;
 }
 
 static void send_message(int sock, const void *bytes, size_t length, const int *fds, int count)
@@ -103,8 +113,8 @@ static void send_message(int sock, const void *bytes, size_t length, const int *
 
 static size_t add_region(char *text, size_t at, const struct region *region)
 {
-    return at + sprintf(text + at, "%s{\"base_host_virt_addr\":%" PRIuPTR ",\"size\":%zu,\"offset\":%zu,\"page_size\":4096,\"page_size_kib\":4096}",
-        at == 0 ? "[" : ",", (uintptr_t)region->base, region->size, region->offset);
+    return at + sprintf(text + at, "%s{\"base_host_virt_addr\":%" PRIuPTR ",\"size\":%zu,\"offset\":%zu,\"page_size\":%zu,\"page_size_kib\":%zu}",
+        at == 0 ? "[" : ",", (uintptr_t)region->base, region->size, region->offset, page_size, page_size);
 }
 
 // `once`: like a balloon that is inflated, through memory once; else over and over.
@@ -138,6 +148,78 @@ static void start_thread(void *(*body)(void *), void *argument)
         die("pthread_create");
 }
 
+static unsigned char *at_offset(size_t offset)
+{
+    for (int i = 0; i < region_count; i++)
+        if (offset >= regions[i].offset && offset < regions[i].offset + regions[i].size)
+            return regions[i].base + (offset - regions[i].offset);
+    errno = EFAULT;
+    die("offset");
+    return NULL;
+}
+
+static uint64_t hash_words(uint64_t hash, const void *page)
+{
+    const uint64_t *words = page;
+    for (size_t w = 0; w < PAGE / 8; w++)
+        hash = (hash ^ words[w]) * 1099511628211UL;
+    return hash;
+}
+
+struct action {
+    char name[8];
+    size_t offset, length;
+    uint64_t result;
+};
+
+static void *act(void *argument)
+{
+    struct action *action = argument;
+    action->result = action->length / PAGE;
+    if (strcmp(action->name, "read") == 0)
+        action->result = 14695981039346656037UL;
+    for (size_t at = action->offset; at < action->offset + action->length; at += PAGE) {
+        unsigned char *page = at_offset(at);
+        if (strcmp(action->name, "read") == 0) {
+            action->result = hash_words(action->result, page);
+        } else if (strcmp(action->name, "write") == 0) {
+            __atomic_fetch_add(page + 8, 1, __ATOMIC_RELAXED); // the first touch is a write
+        } else {
+            // As much as lies in one region at once.
+            size_t length = PAGE;
+            while (at + length < action->offset + action->length && at_offset(at + length) == page + length)
+                length += PAGE;
+            if (madvise(page, length, MADV_DONTNEED) != 0)
+                die("madvise");
+            at += length - PAGE;
+        }
+    }
+    return NULL;
+}
+
+static void act_both(struct action *first, struct action *second)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, act, first) != 0)
+        die("pthread_create");
+    act(second);
+    pthread_join(thread, NULL);
+    say("both %016" PRIx64 " %016" PRIx64 "\n", first->result, second->result);
+}
+
+static void chatter(int sock)
+{
+    static const char words[4096];
+    size_t sent = 0;
+    while (sent < 1 << 20) {
+        ssize_t count = send(sock, words, sizeof(words), MSG_NOSIGNAL);
+        if (count < 0)
+            break;
+        sent += count;
+    }
+    say("chatter %zu\n", sent);
+}
+
 static void print_pages(void)
 {
     say("pages %zu\n", total / PAGE);
@@ -145,10 +227,7 @@ static void print_pages(void)
         for (int i = 0; i < region_count; i++) {
             if (offset < regions[i].offset || offset >= regions[i].offset + regions[i].size)
                 continue;
-            const uint64_t *words = (const uint64_t *)(regions[i].base + (offset - regions[i].offset));
-            uint64_t hash = 14695981039346656037UL;
-            for (size_t w = 0; w < PAGE / 8; w++)
-                hash = (hash ^ words[w]) * 1099511628211UL;
+            uint64_t hash = hash_words(14695981039346656037UL, regions[i].base + (offset - regions[i].offset));
             printf("%016" PRIx64 "\n", hash);
         }
     }
@@ -182,7 +261,7 @@ static void discard(void)
 
 int main(int argc, char **argv)
 {
-    if (argc != 5)
+    if (argc != 5 && argc != 6)
         return 2;
     const char *mode = argv[3];
     total = strtoull(argv[4], NULL, 10);
@@ -199,12 +278,16 @@ int main(int argc, char **argv)
 
     bool two = strcmp(mode, "two-regions") == 0 || strcmp(mode, "overlap") == 0;
     size_t gap = two ? total : 0;
-    unsigned char *memory = mmap(NULL, total + gap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    bool hugetlb = strcmp(mode, "huge") == 0, huge = hugetlb || strcmp(mode, "as-huge") == 0;
+    page_size = huge ? 2UL << 20 : PAGE;
+    size_t slack = huge && !hugetlb ? page_size : 0; // hugetlbfs aligns by itself
+    unsigned char *memory = mmap(NULL, total + gap + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | (hugetlb ? MAP_HUGETLB : MAP_NORESERVE), -1, 0);
     if (memory == MAP_FAILED)
         die("mmap");
+    memory += -(uintptr_t)memory % (slack ? slack : 1);
     if (two) {
         // The first half of the file lies at the higher address, with unregistered memory between the two.
-        size_t half = total / 2 / PAGE * PAGE;
+        size_t half = (argc == 6 ? strtoull(argv[5], NULL, 10) : total / 2) / PAGE * PAGE;
         regions[0] = (struct region){ memory + total, half, 0 };
         regions[1] = (struct region){ memory, total - half, half };
         region_count = 2;
@@ -212,7 +295,7 @@ int main(int argc, char **argv)
         regions[0] = (struct region){ memory, total, 0 };
         region_count = 1;
     }
-    int uffd = make_userfaultfd(strcmp(mode, "blocking") == 0);
+    uffd = make_userfaultfd(strcmp(mode, "blocking") == 0);
 
     struct region told[2] = { regions[0], regions[1] };
     if (strcmp(mode, "overlap") == 0)
@@ -285,7 +368,8 @@ int main(int argc, char **argv)
     }
     say("sent\n");
 
-    char line[64];
+    char line[160];
+    struct action first, second;
     while (fgets(line, sizeof(line), stdin) != NULL) {
         alarm(30);
         if (strcmp(line, "pages\n") == 0)
@@ -294,7 +378,16 @@ int main(int argc, char **argv)
             touch();
         else if (strcmp(line, "discard\n") == 0)
             discard();
-        else if (strcmp(line, "quiet\n") == 0) {
+        else if (sscanf(line, "both %7s %zu %zu %7s %zu %zu", first.name, &first.offset, &first.length, second.name, &second.offset, &second.length) == 6)
+            act_both(&first, &second);
+        else if (strcmp(line, "block\n") == 0)
+            say("block %d\n", fcntl(uffd, F_SETFL, fcntl(uffd, F_GETFL) & ~O_NONBLOCK));
+        else if (strcmp(line, "chatter\n") == 0)
+            chatter(sock);
+        else if (sscanf(line, "%7s %zu %zu", first.name, &first.offset, &first.length) == 3) {
+            act(&first);
+            say("%s %0*" PRIx64 "\n", first.name, 16, first.result);
+        } else if (strcmp(line, "quiet\n") == 0) {
             atomic_store(&stopping, true);
             while (thread_count > 0)
                 pthread_join(threads[--thread_count], NULL);

@@ -22,14 +22,32 @@ public sealed class DhProgram(string home)
             throw new InvalidOperationException($"{ProgramPath} is not there: run `make build` first.");
         }
 
-        var start = new ProcessStartInfo(ProgramPath, arguments)
-        {
-            RedirectStandardInput = true,
-            RedirectStandardOutput = true,
-            RedirectStandardError = true,
-            WorkingDirectory = Path.GetTempPath(),
-        };
-        foreach (string name in (string[])["DH_VERSION", "DH_JSON", "DH_VM_NO_UFFD"])
+        return Start(new ProcessStartInfo(ProgramPath, arguments), environment);
+    }
+
+    /// <summary>Runs it to its end.</summary>
+    public async Task<ProgramResult> RunAsync(
+        IEnumerable<string> arguments, string input = "", IReadOnlyDictionary<string, string>? environment = null, TimeSpan? timeLimit = null)
+    {
+        using var process = Start(arguments, environment);
+        return await FinishAsync(process, input, timeLimit);
+    }
+
+    /// <summary>Runs a command that ends up as the program, to its end.</summary>
+    public async Task<ProgramResult> RunAsync(ProcessStartInfo command)
+    {
+        using var process = Start(command, null);
+        return await FinishAsync(process, "", null);
+    }
+
+    /// <summary>Runs code with <c>dh exec -c</c>.</summary>
+    public Task<ProgramResult> ExecAsync(string code, params string[] options) => RunAsync(["exec", .. options, "-c", code]);
+
+    private Process Start(ProcessStartInfo start, IReadOnlyDictionary<string, string>? environment)
+    {
+        start.RedirectStandardInput = start.RedirectStandardOutput = start.RedirectStandardError = true;
+        start.WorkingDirectory = Path.GetTempPath();
+        foreach (string name in (string[])["DH_VERSION", "DH_JSON", "DH_VM_NO_UFFD", "DH_TRACE"])
         {
             start.Environment.Remove(name);
         }
@@ -43,11 +61,8 @@ public sealed class DhProgram(string home)
         return Process.Start(start)!;
     }
 
-    /// <summary>Runs it to its end.</summary>
-    public async Task<ProgramResult> RunAsync(
-        IEnumerable<string> arguments, string input = "", IReadOnlyDictionary<string, string>? environment = null, TimeSpan? timeLimit = null)
+    private static async Task<ProgramResult> FinishAsync(Process process, string input, TimeSpan? timeLimit)
     {
-        using var process = Start(arguments, environment);
         using var limit = new CancellationTokenSource(timeLimit ?? TimeSpan.FromSeconds(60));
         try
         {
@@ -74,7 +89,4 @@ public sealed class DhProgram(string home)
             }
         }
     }
-
-    /// <summary>Runs code with <c>dh exec -c</c>.</summary>
-    public Task<ProgramResult> ExecAsync(string code, params string[] options) => RunAsync(["exec", .. options, "-c", code]);
 }

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Globalization;
 using System.Text.Json;
 using Dh.TestSupport;
 
@@ -22,7 +23,21 @@ public sealed class ExecTests(PreparedHome prepared)
     {
         var result = await Dh.ExecAsync("print('Hello from UFFD!')", "--verbose");
         Assert.Equal("Hello from UFFD!\n", result.Output);
-        Assert.Matches(@"UFFD: populated 1 regions, 512 MiB \(eager: \d+ MiB copied, \d+ MiB zero, \d+ ms\)", result.Error);
+        Assert.Matches(@"UFFD: populated 1 regions, 512 MiB \(prefetch: \d+ MiB copied, \d+ MiB on demand, \d+ MiB zero, \d+ ms\)", result.Error);
+    }
+
+    [Fact]
+    public async Task A_trace_tells_the_stages_in_their_order()
+    {
+        long before = Stopwatch.GetTimestamp();
+        var result = await Dh.RunAsync(["exec", "-c", "print('hello')"], environment: new Dictionary<string, string> { ["DH_TRACE"] = "1" });
+        long after = Stopwatch.GetTimestamp();
+        Assert.Equal((0, "hello\n"), (result.ExitCode, result.Output));
+        string[][] marks = [.. result.Error.Split('\n', StringSplitOptions.RemoveEmptyEntries).Select(line => line.Split(' '))];
+        Assert.All(marks, mark => Assert.Equal("trace:", mark[0]));
+        Assert.Equal(["main", "vmm-start", "restored", "result", "printed"], marks.Select(mark => mark[1]));
+        long[] times = [before, .. marks.Select(mark => long.Parse(mark[2], CultureInfo.InvariantCulture)), after];
+        Assert.Equal(times.Order(), times);
     }
 
     [Fact]
@@ -90,6 +105,25 @@ public sealed class ExecTests(PreparedHome prepared)
         Assert.Equal("1\n2\n", await process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken));
     }
 
+    [Theory]
+    [InlineData("import sys\nfor line in sys.stdin: print(line, end='', flush=True)")]
+    [InlineData("for line in open('/dev/stdin'): print(line, end='', flush=True)")]
+    [InlineData("import os, select\nwhile select.select([0], [], []) and (data := os.read(0, 100)): os.write(1, data)")]
+    public async Task Input_may_come_bit_by_bit(string code)
+    {
+        using var process = Dh.Start(["exec", "-c", code]);
+        for (int i = 0; i < 5; i++)
+        {
+            await process.StandardInput.WriteLineAsync($"{i}");
+            await process.StandardInput.FlushAsync(TestContext.Current.CancellationToken);
+            Assert.Equal($"{i}", await process.StandardOutput.ReadLineAsync(TestContext.Current.CancellationToken).AsTask().WaitAsync(TimeSpan.FromSeconds(10), TestContext.Current.CancellationToken));
+        }
+
+        process.StandardInput.Close();
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        Assert.Equal(0, process.ExitCode);
+    }
+
     [Fact]
     public async Task A_script_has_its_name_and_arguments()
     {
@@ -119,6 +153,14 @@ public sealed class ExecTests(PreparedHome prepared)
     public async Task A_timeout_ends_the_code_with_3(string code)
     {
         Assert.Equal(3, (await Dh.ExecAsync(code, "--timeout", "1")).ExitCode);
+    }
+
+    [Fact]
+    public async Task A_timeout_ends_the_code_although_nobody_reads_its_output()
+    {
+        using var process = Dh.Start(["exec", "--timeout", "1", "-c", "while True: print('x' * 1000)"]);
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken).WaitAsync(TimeSpan.FromSeconds(20), TestContext.Current.CancellationToken);
+        Assert.Equal(3, process.ExitCode);
     }
 
     [Fact]

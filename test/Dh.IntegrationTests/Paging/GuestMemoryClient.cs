@@ -25,17 +25,17 @@ internal sealed class GuestMemoryClient : IAsyncDisposable
     public ulong BaseAddress { get; private set; }
 
     /// <summary>Starts a client with an inherited socket; the other end of it is the page server's.</summary>
-    public static async Task<(GuestMemoryClient Client, SafeSocketHandle Connection)> StartAsync(string mode, long size)
+    public static async Task<(GuestMemoryClient Client, SafeSocketHandle Connection)> StartAsync(string mode, long size, long? split = null)
     {
         var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
         using (theirs)
         {
-            return (await StartAsync(["fd", "3"], mode, size, [(3, theirs)]), ours);
+            return (await StartAsync(["fd", "3"], mode, size, split, [(3, theirs)]), ours);
         }
     }
 
     /// <summary>Starts a client that connects to a path.</summary>
-    public static Task<GuestMemoryClient> ConnectAsync(string socketPath, string mode, long size) => StartAsync(["path", socketPath], mode, size, []);
+    public static Task<GuestMemoryClient> ConnectAsync(string socketPath, string mode, long size) => StartAsync(["path", socketPath], mode, size, null, []);
 
     /// <summary>Waits until it has sent whatever its mode sends.</summary>
     public async Task SentAsync() => Assert.Equal("sent", await ReadLineAsync());
@@ -58,6 +58,25 @@ internal sealed class GuestMemoryClient : IAsyncDisposable
     /// <summary>Gives all memory back; returns how many pages read as zeros then.</summary>
     public Task<long> DiscardAsync() => AskAsync("discard", "discarded");
 
+    /// <summary>Reads whole pages; returns their hash.</summary>
+    public async Task<ulong> ReadAsync(long offset, long length) => (await ActAsync("read", $"read {offset} {length}"))[0];
+
+    /// <summary>Changes a byte of each page (<see cref="PageHashes.Write"/>).</summary>
+    public Task WriteAsync(long offset, long length) => ActAsync("write", $"write {offset} {length}");
+
+    /// <summary>Gives pages back.</summary>
+    public Task RemoveAsync(long offset, long length) => ActAsync("remove", $"remove {offset} {length}");
+
+    /// <summary>Does two of these at once, on a thread each (`read OFFSET LENGTH`); returns the hashes of what was read.</summary>
+    public async Task<(ulong First, ulong Second)> BothAsync(string first, string second) =>
+        await ActAsync("both", $"both {first} {second}") is [var one, var other] ? (one, other) : throw new InvalidDataException("two hashes are missing");
+
+    /// <summary>Makes the userfaultfd blocking, also for the server: they share its flags.</summary>
+    public async Task BlockAsync() => Assert.Equal(0, await AskAsync("block"));
+
+    /// <summary>Sends bytes through the handshake socket, up to 1 MiB; returns how many were taken.</summary>
+    public Task<long> ChatterAsync() => AskAsync("chatter");
+
     /// <summary>Ends the threads of its mode; returns how often each went through memory.</summary>
     public Task<long> QuietAsync() => AskAsync("quiet");
 
@@ -71,6 +90,9 @@ internal sealed class GuestMemoryClient : IAsyncDisposable
     /// <summary>Waits until it has ended by itself.</summary>
     public void WaitForExit() => Assert.True(_process.WaitAndReap(Limit), "the client does not end");
 
+    /// <summary>Whether it ends within a time limit.</summary>
+    public bool HasEnded(TimeSpan timeLimit) => _process.WaitAndReap(timeLimit);
+
     public async ValueTask DisposeAsync()
     {
         if (_process.PidFd.SendSignal(PidFd.SigKill))
@@ -83,14 +105,14 @@ internal sealed class GuestMemoryClient : IAsyncDisposable
         await _stream.DisposeAsync();
     }
 
-    private static async Task<GuestMemoryClient> StartAsync(string[] socket, string mode, long size, (int Number, SafeHandle Descriptor)[] descriptors)
+    private static async Task<GuestMemoryClient> StartAsync(string[] socket, string mode, long size, long? split, (int Number, SafeHandle Descriptor)[] descriptors)
     {
         var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
         using (theirs)
         {
             var process = ChildProcess.Start(
                 Path.Combine(AppContext.BaseDirectory, "guest-memory-client"),
-                [.. socket, mode, size.ToString(CultureInfo.InvariantCulture)],
+                [.. socket, mode, size.ToString(CultureInfo.InvariantCulture), .. split is { } at ? [at.ToString(CultureInfo.InvariantCulture)] : Array.Empty<string>()],
                 new Dictionary<string, string>(),
                 [(0, theirs), (1, theirs), .. descriptors]);
             var client = new GuestMemoryClient(process, ours);
@@ -102,12 +124,18 @@ internal sealed class GuestMemoryClient : IAsyncDisposable
         }
     }
 
-    private async Task<long> AskAsync(string command, string? answer = null)
+    private async Task<long> AskAsync(string command, string? answer = null) =>
+        long.Parse(await AnswerAsync(command, answer ?? command), CultureInfo.InvariantCulture);
+
+    private async Task<ulong[]> ActAsync(string name, string command) =>
+        [.. (await AnswerAsync(command, name)).Split(' ').Select(word => ulong.Parse(word, NumberStyles.HexNumber, CultureInfo.InvariantCulture))];
+
+    private async Task<string> AnswerAsync(string command, string answer)
     {
         await _stream.WriteAsync(System.Text.Encoding.ASCII.GetBytes(command + "\n"), TestContext.Current.CancellationToken);
         string line = await ReadLineAsync();
-        Assert.StartsWith((answer ?? command) + " ", line, StringComparison.Ordinal);
-        return long.Parse(line.AsSpan(line.IndexOf(' ', StringComparison.Ordinal) + 1), CultureInfo.InvariantCulture);
+        Assert.StartsWith(answer + " ", line, StringComparison.Ordinal);
+        return line[(answer.Length + 1)..];
     }
 
     private async Task<string> ReadLineAsync() =>

@@ -1,14 +1,13 @@
 using System.Diagnostics;
-using System.Runtime.InteropServices;
 using Dh.Linux;
 using Dh.Paging;
 using Dh.TestSupport;
+using static Dh.IntegrationTests.Paging.PageHashes;
 
 namespace Dh.IntegrationTests.Paging;
 
 public sealed class PageServerTests : IDisposable
 {
-    private const int PageSize = 4096;
     private const long Small = 16 << 20;
     private const long Large = 256 << 20;
     private const string Gone = "The VMM went away while its memory was populated.";
@@ -52,6 +51,53 @@ public sealed class PageServerTests : IDisposable
         Assert.Equal(Small - result.CopiedBytes, result.ZeroBytes);
         Assert.Equal(new PopulationProgress(result.CopiedBytes, result.CopiedBytes), progress);
         await AssertReleasedAsync(client, HashFile(file));
+    }
+
+    [Theory(Timeout = 60_000)]
+    [InlineData(PopulationPolicy.Eager, "normal", 1)]
+    [InlineData(PopulationPolicy.Eager, "two-regions", 2)]
+    [InlineData(PopulationPolicy.Lazy, "normal", 2)]
+    [InlineData(PopulationPolicy.Lazy, "two-regions", 2)]
+    public async Task Compressed_memory_becomes_equal_to_the_file(PopulationPolicy policy, string mode, int workers)
+    {
+        string file = CompressibleMemoryFile(), compressed = _directory["memory.lz4"];
+        Lz4MemoryWriter.Write(file, compressed, TestContext.Current.CancellationToken);
+        Assert.InRange(new FileInfo(compressed).Length, 1, DataBytes(file) * 3 / 4);
+        var (client, connection) = await GuestMemoryClient.StartAsync(mode, Small);
+        await using var _ = client;
+        await using var server = PageServer.Start(connection, Lz4Source.Open(compressed), new PageServerOptions { Policy = policy, Workers = workers });
+        var result = await PopulatedAsync(server);
+        await client.SentAsync();
+        Assert.Equal(policy == PopulationPolicy.Eager ? DataBytes(file) : 0, result.CopiedBytes);
+        AssertSame(HashFile(file), await client.HashPagesAsync());
+        Assert.Equal(DataBytes(file), server.Statistics.CopiedBytes);
+    }
+
+    [Theory(Timeout = 60_000)]
+    [InlineData(PopulationPolicy.Eager)]
+    [InlineData(PopulationPolicy.Lazy)]
+    public async Task Damaged_compressed_memory_ends_the_server_with_the_block(PopulationPolicy policy)
+    {
+        string file = CompressibleMemoryFile(), compressed = _directory["memory.lz4"];
+        Lz4MemoryWriter.Write(file, compressed, TestContext.Current.CancellationToken);
+        using (var damaged = File.OpenHandle(compressed, FileMode.Open, FileAccess.ReadWrite))
+        {
+            RandomAccess.Write(damaged, "damage"u8, RandomAccess.GetLength(damaged) - 6);
+        }
+
+        var (client, connection) = await GuestMemoryClient.StartAsync("normal", Small);
+        await using var _ = client;
+        await using var server = PageServer.Start(connection, Lz4Source.Open(compressed), new PageServerOptions { Policy = policy, Failed = _ => client.Kill() });
+        var failing = policy == PopulationPolicy.Eager ? PopulatedAsync(server) : (Task)server.Completion;
+        if (policy == PopulationPolicy.Lazy)
+        {
+            await PopulatedAsync(server);
+            await client.SentAsync();
+            await Assert.ThrowsAnyAsync<IOException>(client.HashPagesAsync);
+        }
+
+        var failure = await Assert.ThrowsAsync<PageServerException>(() => failing.WaitAsync(Bound, TestContext.Current.CancellationToken));
+        AssertMatches($"Compressed memory file {compressed} cannot be used: its block * at byte * is not what was written. Run `dh vm prepare --force` to make a new snapshot.", failure.Message);
     }
 
     [Fact(Timeout = 60_000)]
@@ -106,7 +152,7 @@ public sealed class PageServerTests : IDisposable
     [InlineData("overlap", "The handshake's memory region 1 is refused: it overlaps region 0.")]
     [InlineData("outlying", "The handshake's memory region 0 is refused: it ends at byte 16781312 of a memory file of 16777216 bytes.")]
     [InlineData("misaligned", "The handshake's memory region 0 is refused: its address *200, size 16777216 or offset 0 is not a multiple of its page size 4096.")]
-    [InlineData("unregistered", Gone)]
+    [InlineData("unregistered", "Guest memory at * could not be placed: it is not registered with the userfaultfd that the VMM has sent (NotRegistered).")]
     [InlineData("ten-megabytes", "The handshake is refused: *")]
     [InlineData("silence", "The VMM sent no complete handshake within 0.5 s (0 bytes, 0 descriptors so far).")]
     [InlineData("close", "The VMM closed the handshake socket after 0 bytes and 0 descriptors.")]
@@ -259,10 +305,10 @@ public sealed class PageServerTests : IDisposable
         ulong[] expected = HashFile(file);
         for (int page = 0; page < expected.Length; page++)
         {
-            expected[page] = page / 64 % 2 == 1 ? ZeroPageHash : expected[page];
+            expected[page] = page / 64 % 2 == 1 ? ZeroPage : expected[page];
         }
 
-        AssertSamePages(expected, await client.HashPagesAsync());
+        AssertSame(expected, await client.HashPagesAsync());
         Assert.Equal(Large, result.CopiedBytes + result.ZeroBytes);
         Assert.Equal(Large / PageSize, await client.DiscardAsync());
     }
@@ -283,7 +329,7 @@ public sealed class PageServerTests : IDisposable
             }
             catch (PageServerException e)
             {
-                AssertMatches("The kernel refused to place pages at * for 5 s (EAGAIN): the VMM's memory keeps changing.", e.Message);
+                AssertMatches("The kernel refused to place pages for 5 s (EAGAIN): the VMM's memory keeps changing.", e.Message);
                 client.Kill();
                 await server.DisposeAsync();
                 continue;
@@ -415,16 +461,9 @@ public sealed class PageServerTests : IDisposable
     /// <summary>Memory is the file's, and needs no page server: holes can be written, and everything given back and touched again.</summary>
     private static async Task AssertReleasedAsync(GuestMemoryClient client, ulong[] expected)
     {
-        AssertSamePages(expected, await client.HashPagesAsync());
+        AssertSame(expected, await client.HashPagesAsync());
         Assert.Equal(expected.Length, await client.TouchAsync());
         Assert.Equal(expected.Length, await client.DiscardAsync());
-    }
-
-    private static void AssertSamePages(ulong[] expected, ulong[] actual)
-    {
-        Assert.Equal(expected.Length, actual.Length);
-        int[] differing = [.. Enumerable.Range(0, expected.Length).Where(page => expected[page] != actual[page])];
-        Assert.True(differing.Length == 0, $"{differing.Length} of {expected.Length} pages differ, {differing.Count(page => actual[page] == ZeroPageHash)} of them are zero; first: {differing.FirstOrDefault()}");
     }
 
     /// <summary>Compares with a pattern in which `*` stands for anything.</summary>
@@ -433,37 +472,27 @@ public sealed class PageServerTests : IDisposable
 
     private string MemoryFile(long length, bool holes = true) => SparseFileBuilder.Write(_directory["memory"], length, holes: holes);
 
+    /// <summary>A memory file of which every other page of the data is one byte repeated.</summary>
+    private string CompressibleMemoryFile()
+    {
+        string path = MemoryFile(Small);
+        using var file = File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite);
+        byte[] page = new byte[PageSize];
+        foreach (var extent in SparseFile.GetDataExtents(file, Small))
+        {
+            for (long at = extent.Offset; at < extent.End; at += 2 * PageSize)
+            {
+                page.AsSpan().Fill((byte)((at / PageSize % 255) + 1));
+                RandomAccess.Write(file, page, at);
+            }
+        }
+
+        return path;
+    }
+
     private static long DataBytes(string path)
     {
         using var file = File.OpenHandle(path);
         return SparseFile.GetDataExtents(file, RandomAccess.GetLength(file)).Sum(extent => extent.Length);
-    }
-
-    private static readonly ulong ZeroPageHash = HashPage(new byte[PageSize]);
-
-    private static ulong[] HashFile(string path)
-    {
-        using var file = File.OpenHandle(path);
-        byte[] page = new byte[PageSize];
-        ulong[] hashes = new ulong[RandomAccess.GetLength(file) / PageSize];
-        for (int i = 0; i < hashes.Length; i++)
-        {
-            Assert.Equal(PageSize, RandomAccess.Read(file, page, (long)i * PageSize));
-            hashes[i] = HashPage(page);
-        }
-
-        return hashes;
-    }
-
-    /// <summary>As test/guest-memory-client.c does it: FNV-1a over 64-bit words.</summary>
-    private static ulong HashPage(ReadOnlySpan<byte> page)
-    {
-        ulong hash = 14695981039346656037;
-        foreach (ulong word in MemoryMarshal.Cast<byte, ulong>(page))
-        {
-            hash = (hash ^ word) * 1099511628211;
-        }
-
-        return hash;
     }
 }

@@ -1,0 +1,312 @@
+using System.Text;
+using System.Text.Json;
+using Dh.Guest;
+using Dh.TestSupport;
+
+namespace Dh.Tests.Guest;
+
+/// <summary>A session with a guest that breaks the protocol: one clear error, soon, and no more than bounded memory.</summary>
+public sealed class GuestSessionTests : IDisposable
+{
+    private const int TestLimitMs = 10_000;
+    private static readonly TimeSpan AnswerLimit = TimeSpan.FromSeconds(5);
+
+    private readonly FakeGuest _guest = new();
+    private readonly GuestSession _session;
+
+    public GuestSessionTests() => _session = new GuestSession(_guest.Near);
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_run_streams_its_output_and_ends_with_its_result()
+    {
+        await GreetAsync();
+        var output = new TextOutput();
+        var running = _session.ExecuteAsync(new ExecutionRequest { Source = "code" }, output, Cancellation);
+        var (type, body) = await _guest.HearFrameAsync();
+        Assert.Equal(("exec", "code"), (type, Encoding.UTF8.GetString(body)));
+        await _guest.SayFrameAsync("""{"type": "stdout", "id": 1}""", "out"u8.ToArray());
+        await _guest.SayFrameAsync(FakeGuest.Result());
+        Assert.Equal(ExecutionOutcome.Exited, (await running).Outcome);
+        Assert.Equal("out", output.Text);
+    }
+
+    [Theory(Timeout = TestLimitMs)]
+    [InlineData(1u, 0u)]
+    [InlineData((1u << 20) + 1, 0u)]
+    [InlineData(2u, (1u << 20) + 1)]
+    [InlineData(uint.MaxValue, uint.MaxValue)]
+    public async Task A_frame_out_of_bounds_is_refused_before_its_bytes_come(uint headerLength, uint bodyLength)
+    {
+        await _guest.SayAsync(FakeGuest.Prefix(headerLength, bodyLength));
+        Assert.Equal($"The guest broke its protocol: a frame with a header of {headerLength} and a body of {bodyLength} bytes.", await GreetingFailsAsync());
+    }
+
+    [Theory(Timeout = TestLimitMs)]
+    [InlineData("no JSON")]
+    [InlineData("[]")]
+    [InlineData("{\"type\": \"hello\"")]
+    [InlineData("{\"type\": 5}")]
+    [InlineData("{\"type\": \"hello\", \"protocol\": 99999999999}")]
+    [InlineData("{\"type\": \"\\ud800\"}")]
+    public async Task A_header_that_is_no_JSON_object_of_the_right_shape_is_refused(string header)
+    {
+        await _guest.SayFrameAsync(header);
+        Assert.StartsWith("The guest broke its protocol: a header that is no JSON object of the expected shape", await GreetingFailsAsync(), StringComparison.Ordinal);
+    }
+
+    [Theory(Timeout = TestLimitMs)]
+    [InlineData("null")]
+    [InlineData("{}")]
+    public async Task A_header_without_a_type_is_refused(string header)
+    {
+        await _guest.SayFrameAsync(header);
+        Assert.Equal("The guest broke its protocol: a frame without a type.", await GreetingFailsAsync());
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task Another_protocol_version_says_what_to_do()
+    {
+        await _guest.SayFrameAsync("""{"type": "hello", "protocol": 2}""");
+        Assert.Equal("The guest broke its protocol: it speaks version 2, this dh 1: run `dh vm prepare --force`.", await GreetingFailsAsync());
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_result_before_anything_was_sent_is_no_hello()
+    {
+        await _guest.SayFrameAsync(FakeGuest.Result());
+        Assert.Equal("The guest broke its protocol: `result` instead of `hello`.", await GreetingFailsAsync());
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_silent_guest_is_given_up()
+    {
+        var failure = await Assert.ThrowsAsync<DhException>(() => _session.GreetAsync(TimeSpan.FromMilliseconds(200), Cancellation));
+        Assert.StartsWith("The guest sent no `hello` within", failure.Message, StringComparison.Ordinal);
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task An_end_in_the_middle_of_a_frame_is_an_end()
+    {
+        await _guest.SayAsync(FakeGuest.Frame(FakeGuest.Hello).AsMemory(0, 20));
+        _guest.HangUp();
+        Assert.StartsWith("The guest channel ", await GreetingFailsAsync(), StringComparison.Ordinal);
+    }
+
+    [Theory(Timeout = TestLimitMs)]
+    [InlineData("""{"type": "stdout", "id": 2}""", "a `stdout` for request 2 while 1 runs")]
+    [InlineData("""{"type": "stdout"}""", "a `stdout` for request  while 1 runs")]
+    [InlineData("""{"type": "result", "id": 2, "outcome": "exited", "exit_code": 0}""", "a `result` for request 2 while 1 runs")]
+    [InlineData("""{"type": "no-such-type", "id": 1}""", "an unexpected `no-such-type`")]
+    [InlineData("""{"type": "hello", "id": 1, "protocol": 1}""", "an unexpected `hello`")]
+    [InlineData("""{"type": "\u001b[2J\n", "id": 1}""", "an unexpected ` [2J `")]
+    [InlineData("""{"type": "error", "message": "no\u001b[2J\nway"}""", "it refused the code: no [2J way")]
+    [InlineData("""{"type": "stdin-credit", "id": 1}""", "an unexpected `stdin-credit`")]
+    [InlineData("""{"type": "stdin-credit", "id": 1, "bytes": 0}""", "an unexpected `stdin-credit`")]
+    [InlineData("""{"type": "stdin-credit", "id": 1, "bytes": -1}""", "an unexpected `stdin-credit`")]
+    [InlineData("""{"type": "stdin-credit", "id": 1, "bytes": 65537}""", "an unexpected `stdin-credit`")]
+    [InlineData("""{"type": "result", "id": 1}""", "its `result` has no valid outcome and exit_code")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 256}""", "its `result` has no valid outcome and exit_code")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "won", "exit_code": 0}""", "its `result` has no valid outcome and exit_code")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "run_ms": 1e999}""", "its `result` has no valid run_ms and error")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 1, "error": {"type": "E"}}""", "its `result` has no valid run_ms and error")]
+    public async Task A_frame_that_the_run_does_not_allow_ends_it(string header, string what)
+    {
+        await GreetAsync();
+        await _guest.SayFrameAsync(header);
+        Assert.Equal($"The guest broke its protocol: {what}.", await RunFailsAsync());
+        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.ExecuteAsync(new ExecutionRequest { Source = "" }, new TextOutput(), Cancellation));
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task What_the_guest_says_is_cut_in_messages()
+    {
+        await GreetAsync();
+        var said = _guest.SayFrameAsync($$"""{"type": "error", "message": "{{new string('x', 500_000)}}"}""");
+        Assert.InRange((await RunFailsAsync()).Length, 100, 300);
+        await said;
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task Output_after_the_result_fails_the_next_run()
+    {
+        await GreetAsync();
+        await _guest.SayFrameAsync(FakeGuest.Result());
+        await _guest.SayFrameAsync("""{"type": "stdout", "id": 1}""", "late"u8.ToArray());
+        var output = new TextOutput();
+        await _session.ExecuteAsync(new ExecutionRequest { Source = "" }, output, Cancellation);
+        Assert.Equal("The guest broke its protocol: a `stdout` for request 1 while 2 runs.", await RunFailsAsync(output));
+        Assert.Equal("", output.Text);
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task Credit_that_the_input_does_not_keep_up_with_is_refused()
+    {
+        await GreetAsync();
+        for (int i = 0; i < 100; i++)
+        {
+            await _guest.SayFrameAsync("""{"type": "stdin-credit", "id": 1, "bytes": 1}""");
+        }
+
+        using var input = new SilentStream();
+        Assert.Equal("The guest broke its protocol: an unexpected `stdin-credit`.", await RunFailsAsync(input: input));
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task The_input_is_read_once_for_each_credit_and_no_further()
+    {
+        await GreetAsync();
+        using var input = new MemoryStream("abcdef"u8.ToArray());
+        var running = _session.ExecuteAsync(new ExecutionRequest { Source = "", Input = input }, new TextOutput(), Cancellation);
+        Assert.Equal("exec", (await _guest.HearFrameAsync()).Type);
+        await _guest.SayFrameAsync("""{"type": "stdin-credit", "id": 1, "bytes": 4}""");
+        Assert.Equal("abcd", Encoding.UTF8.GetString((await _guest.HearFrameAsync()).Body));
+        await _guest.SayFrameAsync(FakeGuest.Result());
+        await running;
+        Assert.Equal(4, input.Position);
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task An_end_in_the_middle_of_output_is_an_end()
+    {
+        await GreetAsync();
+        await _guest.SayAsync(FakeGuest.Frame("""{"type": "stdout", "id": 1}""", new byte[1000]).AsMemory(0, 500));
+        _guest.HangUp();
+        Assert.StartsWith("The guest channel ", await RunFailsAsync(), StringComparison.Ordinal);
+    }
+
+    [Fact(Timeout = 20_000)]
+    public async Task Code_that_the_guest_does_not_take_is_ended_by_the_timeout()
+    {
+        await GreetAsync();
+        var request = new ExecutionRequest { Source = new string('#', ExecutionRequest.MaxSourceBytes), Timeout = TimeSpan.FromMilliseconds(100) };
+        Assert.Equal(ExecutionOutcome.Timeout, (await _session.ExecuteAsync(request, new TextOutput(), Cancellation)).Outcome);
+    }
+
+    [Fact(Timeout = 60_000)]
+    public async Task Whatever_bytes_come_only_a_DhException_comes_out()
+    {
+        const int Cases = 4000;
+        int seed = Random.Shared.Next();
+        var random = new Random(seed);
+        for (int i = 0; i < Cases; i++)
+        {
+            byte[] bytes = RandomConversation(random);
+            try
+            {
+                await ConverseAsync(bytes);
+            }
+            catch (DhException e) when (e.Reason == DhErrorReason.Guest)
+            {
+                Assert.InRange(e.Message.Length, 1, 1000);
+            }
+            catch (Exception e)
+            {
+                Assert.Fail($"seed {seed}, case {i}, {Convert.ToHexString(bytes)}: {e}");
+            }
+        }
+    }
+
+    public void Dispose()
+    {
+        _session.Dispose();
+        _guest.Dispose();
+    }
+
+    private static CancellationToken Cancellation => TestContext.Current.CancellationToken;
+
+    private async Task GreetAsync()
+    {
+        var greeted = _session.GreetAsync(AnswerLimit, Cancellation);
+        var (type, entropy) = await _guest.HearFrameAsync();
+        Assert.Equal(("hello", 256), (type, entropy.Length));
+        await _guest.SayFrameAsync(FakeGuest.Hello);
+        await greeted;
+    }
+
+    private async Task<string> GreetingFailsAsync()
+    {
+        var failure = await Assert.ThrowsAsync<DhException>(() => _session.GreetAsync(AnswerLimit, Cancellation));
+        Assert.Equal(DhErrorReason.Guest, failure.Reason);
+        // Broken for good.
+        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.GreetAsync(AnswerLimit, Cancellation));
+        return failure.Message;
+    }
+
+    private async Task<string> RunFailsAsync(IOutputSink? output = null, Stream? input = null)
+    {
+        var request = new ExecutionRequest { Source = "", Input = input };
+        var failure = await Assert.ThrowsAsync<DhException>(() => _session.ExecuteAsync(request, output ?? new TextOutput(), Cancellation));
+        Assert.Equal(DhErrorReason.Guest, failure.Reason);
+        return failure.Message;
+    }
+
+    /// <summary>A session in which the guest says these bytes, whatever it hears, and then no more.</summary>
+    private static async Task ConverseAsync(byte[] bytes)
+    {
+        using var guest = new FakeGuest();
+        using var session = new GuestSession(guest.Near);
+        var said = guest.SayAsync(bytes).ContinueWith(_ => guest.HangUp(), TaskScheduler.Default);
+        await session.GreetAsync(AnswerLimit, Cancellation);
+        var result = await session.ExecuteAsync(new ExecutionRequest { Source = "1", Input = Stream.Null }, new TextOutput(), Cancellation);
+        Assert.InRange(result.ExitCode, 0, 255);
+        _ = JsonSerializer.Serialize(result.GuestRunMilliseconds);
+        await said;
+    }
+
+#pragma warning disable CA5394 // The seed is printed: the same bytes again.
+    /// <summary>A right conversation of which bits are flipped, bytes cut out or replaced, or nothing but noise.</summary>
+    private static byte[] RandomConversation(Random random)
+    {
+        byte[] noise = new byte[random.Next(1, 64)];
+        random.NextBytes(noise);
+        List<byte> bytes = [.. FakeGuest.Frame(FakeGuest.Hello), .. FakeGuest.Frame("""{"type": "stdout", "id": 1}""", noise),
+            .. FakeGuest.Frame("""{"type": "stdin-credit", "id": 1, "bytes": 100}"""), .. FakeGuest.Frame(FakeGuest.Result())];
+        for (int changes = random.Next(1, 5); changes > 0; changes--)
+        {
+            int at = random.Next(bytes.Count);
+            switch (random.Next(5))
+            {
+                case 0:
+                    bytes[at] ^= (byte)(1 << random.Next(8));
+                    break;
+                case 1:
+                    bytes.InsertRange(at, noise);
+                    break;
+                case 2:
+                    bytes.RemoveRange(at, Math.Min(random.Next(20), bytes.Count - at - 1));
+                    break;
+                case 3:
+                    bytes[at] = "{}[]\",:0-eE\\"u8[random.Next(12)];
+                    break;
+                default:
+                    return random.Next(10) == 0 ? noise : [.. bytes[..at]];
+            }
+        }
+
+        return [.. bytes];
+    }
+#pragma warning restore CA5394
+
+    private sealed class TextOutput : IOutputSink
+    {
+        private readonly StringBuilder _text = new();
+
+        public string Text => _text.ToString();
+
+        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
+        {
+            _text.Append(Encoding.UTF8.GetString(bytes.Span));
+            return ValueTask.CompletedTask;
+        }
+    }
+
+    /// <summary>Input that never comes.</summary>
+    private sealed class SilentStream : MemoryStream
+    {
+        public override async ValueTask<int> ReadAsync(Memory<byte> buffer, CancellationToken cancellationToken = default)
+        {
+            await Task.Delay(Timeout.InfiniteTimeSpan, cancellationToken);
+            return 0;
+        }
+    }
+}

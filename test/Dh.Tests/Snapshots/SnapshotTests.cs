@@ -1,0 +1,87 @@
+using System.Text.Json;
+using Dh.Paging;
+using Dh.Snapshots;
+using Dh.TestSupport;
+using Dh.Vmm;
+
+namespace Dh.Tests.Snapshots;
+
+/// <summary>Both layouts of a snapshot's directory: memory as it is, and memory in LZ4 blocks.</summary>
+public sealed class SnapshotTests : IDisposable
+{
+    private const int MemoryMib = 128;
+
+    private readonly TempDir _directory = new();
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task A_snapshot_opens_its_memory_and_verifies_whichever_layout_it_has(bool compressed)
+    {
+        Write(compressed, MemoryMib << 20);
+        var snapshot = Snapshot.Open(_directory.Path);
+        Assert.Equal((compressed, _directory[compressed ? "memory.lz4" : "memory"]), (snapshot.IsCompressed, snapshot.MemoryPath));
+        await snapshot.VerifyAsync(TestContext.Current.CancellationToken);
+        using var memory = snapshot.OpenMemory();
+        Assert.Equal((MemoryMib << 20, snapshot.MemoryPath), (memory.Length, memory.Path));
+        Assert.Equal(compressed ? typeof(Lz4Source) : typeof(SparseFileSource), memory.GetType());
+    }
+
+    [Fact]
+    public void Compressed_memory_of_another_length_is_refused()
+    {
+        Write(compressed: true, 64 << 20);
+        Assert.Equal(
+            $"Compressed memory file {_directory["memory.lz4"]} cannot be used: it holds {64 << 20} bytes of memory instead of {MemoryMib << 20}. Run `dh vm prepare --force` to make a new snapshot.",
+            Assert.Throws<PageServerException>(() => Snapshot.Open(_directory.Path).OpenMemory()).Message);
+    }
+
+    [Fact]
+    public void A_snapshot_without_memory_is_refused()
+    {
+        Write(compressed: true, MemoryMib << 20, without: "memory.lz4");
+        Assert.Equal(
+            $"Snapshot file {_directory["manifest.json"]} cannot be used: it does not record memory. Run `dh vm prepare --force` to make a new snapshot.",
+            Assert.Throws<DhException>(() => Snapshot.Open(_directory.Path)).Message);
+    }
+
+    public void Dispose() => _directory.Dispose();
+
+    private void Write(bool compressed, long memoryLength, string? without = null)
+    {
+        SparseFileBuilder.Write(_directory["memory"], memoryLength);
+        if (compressed)
+        {
+            Lz4MemoryWriter.Write(_directory["memory"], _directory["memory.lz4"], TestContext.Current.CancellationToken);
+            File.Delete(_directory["memory"]);
+        }
+
+        foreach (string name in (string[])["state", "root.img", "kernel", "initrd"])
+        {
+            _directory.Write(name, name);
+        }
+
+        var manifest = new SnapshotManifest
+        {
+            SchemaVersion = SnapshotManifest.CurrentSchemaVersion,
+            Id = "id",
+            Template = "python",
+            ImageHash = "0",
+            Version = "3.11",
+            Vmm = "qemu",
+            VmmVersion = "7.2",
+            MachineHash = "0",
+            Accelerator = Accelerator.Tcg,
+            MemoryMib = MemoryMib,
+            Cpus = 2,
+            TscKhz = 1,
+            DataBytes = 1,
+            BootSeconds = 1,
+            CreatedAt = DateTimeOffset.UnixEpoch,
+            RunnerProtocol = 1,
+            DhVersion = "0",
+            Files = Directory.EnumerateFiles(_directory.Path).Where(path => Path.GetFileName(path) != without).ToDictionary(path => Path.GetFileName(path), Snapshot.Describe),
+        };
+        File.WriteAllBytes(_directory["manifest.json"], JsonSerializer.SerializeToUtf8Bytes(manifest, SnapshotJson.Default.SnapshotManifest));
+    }
+}
