@@ -9,9 +9,10 @@ switch (args)
         await PopulationBenchmark.RunAsync();
         return 0;
     case ["exec"]:
-        await ExecBenchmark.RunAsync();
-        return 0;
+        return await ExecBenchmark.RunAsync() ? 0 : 1;
+    case ["memory"]:
+        return await MemoryBenchmark.RunAsync() ? 0 : 1;
     default:
-        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec");
+        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|memory");
         return 2;
 }
