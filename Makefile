@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test check bench install clean
+.PHONY: help setup build demo test fuzz check bench bench-memory install clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -16,7 +16,7 @@ SOURCES := $(shell find src native guest templates \( -name obj -o -name bin \) 
 	Directory.Build.props Directory.Packages.props global.json
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Install the Debian packages that are missing; check the SDK
 	@command -v dotnet >/dev/null && dotnet --version >/dev/null || \
@@ -49,6 +49,10 @@ test: setup build ## Run all tests; the last line counts them
 	awk '/^  succeeded:/{p=$$2}/^  failed:/{f=$$2}/^  skipped:/{s=$$2}END{printf "%d passed, %d failed, %d skipped\n",p,f,s}' $$log; \
 	rm -f $$log; exit $$code
 
+fuzz: setup ## Parse a million hostile inputs (FUZZ_COUNT, FUZZ_SEED)
+	@seed=$${FUZZ_SEED:-$$((RANDOM * 32768 + RANDOM))} count=$${FUZZ_COUNT:-1000000}; echo "FUZZ_SEED=$$seed FUZZ_COUNT=$$count"; \
+	FUZZ_SEED=$$seed FUZZ_COUNT=$$count dotnet test --project test/Dh.Tests -c Release --filter-class Dh.Tests.Paging.FuzzTests
+
 check: setup ## Formatting, analyzers as errors, AOT without a warning
 	dotnet format Dh.slnx --verify-no-changes
 	dotnet build Dh.slnx --nologo -v quiet -warnaserror
@@ -60,6 +64,11 @@ bench: setup build ## Measure what SPECIFICATION.md promises; results go to benc
 	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
 	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- population
 	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- exec
+
+bench-memory: setup build ## Measure how a Python guest's memory comes back
+	$(DH) vm prepare
+	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
+	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- memory
 
 install: build ## Install to PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/lib/dh $(DESTDIR)$(PREFIX)/bin
