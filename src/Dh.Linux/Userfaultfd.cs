@@ -176,7 +176,9 @@ public sealed class Userfaultfd : IDisposable
     }
 
     /// <summary>
-    /// Gives a range back to the kernel (UFFDIO_UNREGISTER) and wakes whoever waits in it: missing pages become the kernel's zero pages.
+    /// Gives a range back to the kernel (UFFDIO_UNREGISTER) and wakes whoever waits in it: missing pages become the kernel's zero pages. The
+    /// kernel wakes them as well, but before it takes the locks of the mappings (fs/userfaultfd.c, userfaultfd_unregister): a thread that
+    /// faults in between sleeps for ever, and its fault can still be read. So they are woken once more.
     /// </summary>
     /// <param name="address">Start, page-aligned.</param>
     /// <param name="length">Length in bytes, a multiple of the page size.</param>
@@ -188,6 +190,7 @@ public sealed class Userfaultfd : IDisposable
         // SAFETY: range lives on this stack frame for the whole call and has the layout of struct uffdio_range.
         if (Libc.Ioctl(_handle, UFFDIO_UNREGISTER, (nint)(&range)) == 0)
         {
+            Wake(address, length);
             return true;
         }
 
@@ -202,12 +205,16 @@ public sealed class Userfaultfd : IDisposable
     /// <param name="length">Bytes, a multiple of the page size.</param>
     /// <returns>What happened; errors that belong to a page server's life are outcomes.</returns>
     /// <exception cref="LinuxException">EINVAL and whatever else says that the caller is wrong.</exception>
+    /// <exception cref="ObjectDisposedException">It is closed. It must not be closed while this is under way.</exception>
     public unsafe PagePlacementResult Copy(ulong destination, nuint source, ulong length)
     {
+        ObjectDisposedException.ThrowIf(_handle.IsClosed, this);
         var copy = new UffdioCopy { Destination = destination, Source = source, Length = length };
         // SAFETY: copy lives on this stack frame for the whole call and has the layout of struct uffdio_copy. The kernel only reads
         // `source`, and answers EFAULT when it cannot; it writes to `destination` only in memory that was registered with this descriptor.
-        int result = Libc.Ioctl(_handle, UFFDIO_COPY, (nint)(&copy));
+        // The descriptor stays open: it is not closed while copies are under way, and _handle keeps it from the finalizer.
+        int result = Libc.Ioctl((int)_handle.DangerousGetHandle(), UFFDIO_COPY, (nint)(&copy));
+        GC.KeepAlive(_handle);
         return Placement(result, copy.Copied, "UFFDIO_COPY", destination, length);
     }
 
