@@ -84,7 +84,7 @@ internal static class QemuCommandLine
 
     // One guest has one tenant: mitigations inside it protect nobody. 8250.nr_uarts: probing absent ports is slow under TCG.
     private static string KernelArguments(MachineDescription machine) =>
-        "console=ttyS0 quiet panic=-1 reboot=t mitigations=off random.trust_cpu=on 8250.nr_uarts=1"
+        "console=ttyS0 quiet panic=-1 reboot=t mitigations=off init_on_free=1 random.trust_cpu=on 8250.nr_uarts=1"
         + (machine.Accelerator == Accelerator.Tcg ? string.Create(CultureInfo.InvariantCulture, $" tsc=reliable tsc_early_khz={machine.TscKhz}") : "");
 
     // In QEMU's option syntax a comma ends a value; a doubled one stands for itself.
