@@ -30,6 +30,13 @@ internal sealed class AddressRanges
         _ranges.Insert(first, (start, end));
     }
 
+    /// <summary>Whether an address is in the set.</summary>
+    public bool Contains(ulong address)
+    {
+        ulong length = 1;
+        return Covers(address, ref length);
+    }
+
     /// <summary>Whether an address is in the set, and how far the answer holds.</summary>
     /// <param name="address">The address.</param>
     /// <param name="length">In: bytes of interest. Out: at most as many, all of which have the same answer.</param>

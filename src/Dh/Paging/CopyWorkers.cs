@@ -9,8 +9,11 @@ namespace Dh.Paging;
 /// </summary>
 internal sealed class CopyWorkers : IDisposable
 {
-    /// <summary>What is copied between two looks at events and faults: some tenths of a millisecond; a piece is never cut.</summary>
-    private const ulong LengthBetweenLooks = 512 << 10;
+    /// <summary>
+    /// What a thread takes at a time, at least; a piece is never cut. A thread that reads events, and one that copies with the thread that does,
+    /// lets those wait for as long: some tenths of a millisecond.
+    /// </summary>
+    private const ulong BatchLength = 512 << 10;
 
     private readonly IMemorySource _source;
     private readonly bool _inBackground;
@@ -20,7 +23,8 @@ internal sealed class CopyWorkers : IDisposable
     private readonly Thread[] _threads;
     private readonly Lock[] _locks;
     private GuestMemory? _memory;
-    private IReadOnlyList<CopyPiece> _pieces = [];
+    private List<CopyPiece> _pieces = [];
+    private int[] _batches = [0];
     private PageServerException? _failure;
     private int _next = -1;
     private int _running;
@@ -49,10 +53,11 @@ internal sealed class CopyWorkers : IDisposable
     /// <summary>Lets the threads copy. Called once.</summary>
     /// <param name="memory">Where to.</param>
     /// <param name="pieces">What, in this order.</param>
-    public void Begin(GuestMemory memory, IReadOnlyList<CopyPiece> pieces)
+    public void Begin(GuestMemory memory, List<CopyPiece> pieces)
     {
         _memory = memory;
         _pieces = pieces;
+        _batches = [.. BatchStarts(pieces), pieces.Count];
         memory.SetCopiers(_locks);
         _begin.Set();
     }
@@ -63,24 +68,14 @@ internal sealed class CopyWorkers : IDisposable
     /// <exception cref="PageServerException">The memory file or the kernel failed.</exception>
     public bool CopySome(IMemoryReader reader)
     {
-        for (ulong copied = 0; copied < LengthBetweenLooks;)
+        if (CopyBatch(reader, null))
         {
-            int index = _stop || _vmmGone ? _pieces.Count : Interlocked.Increment(ref _next);
-            if (index >= _pieces.Count)
-            {
-                Finish();
-                return false;
-            }
-
-            Copy(_pieces[index], reader, null);
-            copied += _pieces[index].Length;
+            return true;
         }
 
-        return true;
+        Finish();
+        return false;
     }
-
-    /// <summary>Whether the thread that reads the events is one of those that copy.</summary>
-    public bool NeedsCaller => !_inBackground;
 
     /// <summary>Readable when all have finished.</summary>
     public WakeEvent Done => _done;
@@ -121,9 +116,9 @@ internal sealed class CopyWorkers : IDisposable
 
             using var reader = _source.OpenReader();
             _begin.Wait();
-            for (int index; !_stop && !_vmmGone && (index = Interlocked.Increment(ref _next)) < _pieces.Count;)
+            while (CopyBatch(reader, copier))
             {
-                Copy(_pieces[index], reader, copier);
+                // on to the next one
             }
         }
 #pragma warning disable CA1031 // Whatever ends this thread must reach the owner as its exception, never the runtime as a crash.
@@ -148,21 +143,56 @@ internal sealed class CopyWorkers : IDisposable
         }
     }
 
-    private void Copy(CopyPiece piece, IMemoryReader reader, Lock? copier)
+    private static IEnumerable<int> BatchStarts(List<CopyPiece> pieces)
     {
+        ulong length = BatchLength;
+        for (int i = 0; i < pieces.Count; length += pieces[i++].Length)
+        {
+            if (length >= BatchLength)
+            {
+                length = 0;
+                yield return i;
+            }
+        }
+    }
+
+    /// <summary>Copies the next batch of pieces.</summary>
+    /// <returns>False when there is none.</returns>
+    private bool CopyBatch(IMemoryReader reader, Lock? copier)
+    {
+        int batch = _stop || _vmmGone ? _batches.Length : Interlocked.Increment(ref _next);
+        if (batch >= _batches.Length - 1)
+        {
+            return false;
+        }
+
         while (_inBackground && Yield && !_stop)
         {
             _ = Thread.Yield();
         }
 
-        switch (_memory!.CopyPiece(piece, reader, copier))
+        copier?.Enter();
+        try
         {
-            case Placement.VmmGone:
-                _vmmGone = true;
-                break;
-            case Placement.Refused:
-                _refused.Enqueue(piece);
-                break;
+            for (int i = _batches[batch]; i < _batches[batch + 1]; i++)
+            {
+                var piece = _pieces[i];
+                switch (_memory!.CopyPiece(piece, reader))
+                {
+                    case Placement.VmmGone:
+                        _vmmGone = true;
+                        return false;
+                    case Placement.Refused:
+                        _refused.Enqueue(piece);
+                        break;
+                }
+            }
         }
+        finally
+        {
+            copier?.Exit();
+        }
+
+        return true;
     }
 }

@@ -27,11 +27,14 @@ internal readonly record struct Fault(ulong Address, bool IsWrite);
 /// </summary>
 internal sealed class GuestMemory : IDisposable
 {
-    /// <summary>Holes from this length on are given back to the kernel before the machine runs: they never become faults.</summary>
+    /// <summary>Holes from this length on are given back to the kernel: they never become faults.</summary>
     private const ulong GivenBackLength = 64 << 10;
 
     /// <summary>Each range that is given back may cut a mapping in three, of which a process has at most 65,530 (vm.max_map_count).</summary>
     private const int MaxGivenBack = 4096;
+
+    /// <summary>Short holes that get their zero pages between two looks at the events: some tens of microseconds.</summary>
+    private const int HolesAtOnce = 64;
 
     /// <summary>Events that are read at a time: a guest that makes them faster than they are read must not keep the copies out for ever.</summary>
     private const int MaxEventBatches = 64;
@@ -42,6 +45,9 @@ internal sealed class GuestMemory : IDisposable
     private readonly RegionState[] _regions;
     private readonly AddressRanges _givenBack = new();
     private MemoryMapping? _zeros;
+    private bool _longHolesSettled;
+    private int _settlingRegion;
+    private long _settlingPage;
     private string? _warning;
     private long _copiedBytes;
     private long _zeroedBytes;
@@ -53,7 +59,8 @@ internal sealed class GuestMemory : IDisposable
         _uffd = uffd;
         _source = source;
         Regions = regions;
-        _regions = [.. regions.Select(region => new RegionState(region, source.DataExtents))];
+        // Holes may be part of the working set, too: what a guest takes for something new comes as zeros before it asks.
+        _regions = [.. regions.Select(region => new RegionState(region, source.DataExtents.Concat(source.PrefetchExtents)))];
     }
 
     /// <summary>The regions.</summary>
@@ -84,38 +91,23 @@ internal sealed class GuestMemory : IDisposable
     /// <param name="copiers">The locks; those of before are not in use any more.</param>
     public void SetCopiers(Lock[] copiers) => _copiers = copiers;
 
-    /// <summary>Copies what is missing of a piece to its place. May be called on several threads.</summary>
+    /// <summary>Copies what is missing of a piece to its place. May be called on several threads, each with its lock of <see cref="SetCopiers"/> held, and on the one that reads the events.</summary>
     /// <param name="piece">The piece.</param>
     /// <param name="reader">The thread's reader.</param>
-    /// <param name="copier">The thread's lock, one of <see cref="SetCopiers"/>; null on the thread that reads the events.</param>
     /// <exception cref="PageServerException">The memory file or the kernel failed.</exception>
-    public Placement CopyPiece(CopyPiece piece, IMemoryReader reader, Lock? copier)
+    public Placement CopyPiece(CopyPiece piece, IMemoryReader reader)
     {
         var region = RegionOf(piece.Address)!;
         long page = region.PageOf(piece.Address), end = page + (long)(piece.Length / region.PageSize);
-        while (page < end)
+        for (long count; (count = region.Pages.NextMissing(ref page, end)) > 0;)
         {
-            copier?.Enter();
-            try
+            var (placement, placed) = CopyRun(region, page, count, reader);
+            if (placement != Placement.Done)
             {
-                long count = region.Pages.NextMissing(ref page, end);
-                if (count == 0)
-                {
-                    break;
-                }
-
-                var (placement, placed) = CopyRun(region, page, count, reader);
-                if (placement != Placement.Done)
-                {
-                    return placement;
-                }
-
-                page += placed;
+                return placement;
             }
-            finally
-            {
-                copier?.Exit();
-            }
+
+            page += placed;
         }
 
         return Placement.Done;
@@ -132,11 +124,7 @@ internal sealed class GuestMemory : IDisposable
     {
         bool any = false;
         Span<UserfaultfdEvent> events = stackalloc UserfaultfdEvent[32];
-        foreach (var copier in _copiers)
-        {
-            copier.Enter();
-        }
-
+        KeepCopiersOut();
         try
         {
             for (int batch = 0, count = events.Length; batch < MaxEventBatches && count == events.Length; batch++)
@@ -151,7 +139,7 @@ internal sealed class GuestMemory : IDisposable
                             faults.Add(new Fault(e.Address, e.IsWrite));
                             break;
                         case UserfaultfdEventKind.Remove or UserfaultfdEventKind.Unmap:
-                            Remove(e.Address, e.End);
+                            _removedBytes += MarkZero(e.Address, e.End);
                             break;
                         default:
                             throw new PageServerException($"The VMM's userfaultfd reported a {e.Kind} event: a VMM neither forks nor moves guest memory while it is served.");
@@ -161,10 +149,7 @@ internal sealed class GuestMemory : IDisposable
         }
         finally
         {
-            foreach (var copier in _copiers)
-            {
-                copier.Exit();
-            }
+            LetCopiersIn();
         }
 
         return any;
@@ -192,8 +177,7 @@ internal sealed class GuestMemory : IDisposable
         var (page0, end) = region.BlockAround(page, blockSize);
         if (region.Pages.IsZero(page))
         {
-            ulong length = 1;
-            if (_givenBack.Covers(fault.Address, ref length))
+            if (_givenBack.Contains(fault.Address))
             {
                 return Placement.Done; // the kernel has answered it
             }
@@ -220,33 +204,40 @@ internal sealed class GuestMemory : IDisposable
     public long? SourceOffset(Fault fault) =>
         RegionOf(fault.Address) is { } region && !region.Pages.IsZero(region.PageOf(fault.Address)) ? region.OffsetOf(region.PageOf(fault.Address)) : null;
 
-    /// <summary>Gives the long holes back to the kernel, whose own zero pages they are from then on. Called on the thread that reads the events.</summary>
-    /// <returns>False when the VMM is gone.</returns>
-    public bool GiveBackHoles()
+    /// <summary>
+    /// Sees to the holes before the guest does, a part at a time: the long ones go back to the kernel, whose own zero pages they are from then
+    /// on; the short ones get zero pages. A guest takes such pages for something new, and each would be a fault. Called on the thread that
+    /// reads the events.
+    /// </summary>
+    /// <returns>Whether there is more to do; after false it is not called again.</returns>
+    /// <exception cref="PageServerException">The kernel failed.</exception>
+    public bool SettleHoles()
     {
-        var holes = new List<(ulong Address, ulong Length)>();
-        foreach (var region in _regions)
+        if (!_longHolesSettled)
         {
-            for (long first = 0, count; (count = region.Pages.NextAbsentZero(ref first, region.Pages.Pages)) > 0; first += count)
+            _longHolesSettled = true;
+            return GiveBackLongHoles();
+        }
+
+        for (int placed = 0; _settlingRegion < _regions.Length; _settlingRegion++, _settlingPage = 0)
+        {
+            var region = _regions[_settlingRegion];
+            for (long count; (count = region.Pages.NextAbsentZero(ref _settlingPage, region.Pages.Pages)) > 0; _settlingPage += count)
             {
-                if ((ulong)count * region.PageSize >= GivenBackLength)
+                // A hole that is refused, because the guest changes its memory just now, is left to its faults.
+                if ((ulong)count * region.PageSize < GivenBackLength && !_givenBack.Contains(region.AddressOf(_settlingPage)) && PlaceZeros(region, _settlingPage, count) == Placement.VmmGone)
                 {
-                    holes.Add((region.AddressOf(first), (ulong)count * region.PageSize));
+                    return false;
+                }
+
+                if (++placed == HolesAtOnce)
+                {
+                    return true;
                 }
             }
         }
 
-        foreach (var (address, length) in holes.OrderByDescending(hole => hole.Length).Take(MaxGivenBack))
-        {
-            if (!Unregister(address, length))
-            {
-                return false;
-            }
-
-            _givenBack.Add(address, address + length);
-        }
-
-        return true;
+        return false;
     }
 
     /// <summary>Gives every region back to the kernel: what is missing reads as zeros from now on, and nobody waits for this server any more.</summary>
@@ -275,6 +266,59 @@ internal sealed class GuestMemory : IDisposable
         _zeros?.Dispose();
     }
 
+    /// <summary>Gives back what lies between the data, whether zeros were placed there or not: without them it is the same.</summary>
+    private bool GiveBackLongHoles()
+    {
+        var holes = new List<(ulong Address, ulong Length)>();
+        foreach (var region in _regions)
+        {
+            ulong end = region.Region.Offset + region.Region.Size, from = region.Region.Offset;
+            foreach (var extent in _source.DataExtents.Append(new FileExtent((long)end, 0)))
+            {
+                ulong to = Math.Min((ulong)extent.Offset & ~(region.PageSize - 1), end);
+                if (to > from && to - from >= GivenBackLength)
+                {
+                    holes.Add((region.Region.BaseHostVirtAddr + (from - region.Region.Offset), to - from));
+                }
+
+                from = Math.Max(from, ((ulong)extent.End + region.PageSize - 1) & ~(region.PageSize - 1));
+            }
+        }
+
+        holes = [.. holes.OrderByDescending(hole => hole.Length).Take(MaxGivenBack)];
+        foreach (var (address, length) in holes)
+        {
+            if (!Unregister(address, length))
+            {
+                return false;
+            }
+
+            _givenBack.Add(address, address + length);
+        }
+
+        // Zeros of the working set that were to come there do not come any more.
+        KeepCopiersOut();
+        holes.ForEach(hole => MarkZero(hole.Address, hole.Address + hole.Length));
+        LetCopiersIn();
+        return true;
+    }
+
+    private void KeepCopiersOut()
+    {
+        foreach (var copier in _copiers)
+        {
+            copier.Enter();
+        }
+    }
+
+    private void LetCopiersIn()
+    {
+        foreach (var copier in _copiers)
+        {
+            copier.Exit();
+        }
+    }
+
     private bool Unregister(ulong address, ulong length)
     {
         try
@@ -300,8 +344,11 @@ internal sealed class GuestMemory : IDisposable
         return null;
     }
 
-    private void Remove(ulong start, ulong end)
+    /// <summary>Notes that a range reads as zeros from now on.</summary>
+    /// <returns>How many bytes of it are guest memory.</returns>
+    private long MarkZero(ulong start, ulong end)
     {
+        long bytes = 0;
         foreach (var region in _regions)
         {
             ulong from = Math.Max(start, region.Region.BaseHostVirtAddr), to = Math.Min(end, region.Region.BaseHostVirtAddr + region.Region.Size);
@@ -309,9 +356,11 @@ internal sealed class GuestMemory : IDisposable
             {
                 long first = region.PageOf(from), behind = region.PageOf(to - 1) + 1;
                 region.Pages.MarkZero(first, behind - first);
-                _removedBytes += (long)(to - from);
+                bytes += (long)(to - from);
             }
         }
+
+        return bytes;
     }
 
     /// <summary>Copies the first part of a run of missing pages.</summary>
@@ -434,13 +483,13 @@ internal sealed class GuestMemory : IDisposable
     /// <summary>A region and its pages.</summary>
     private sealed class RegionState
     {
-        public RegionState(GuestRegion region, IReadOnlyList<FileExtent> dataExtents)
+        public RegionState(GuestRegion region, IEnumerable<FileExtent> extents)
         {
             Region = region;
             PageSize = region.PageSize;
             Pages = new PageStates((long)(region.Size / region.PageSize));
             Pages.MarkZero(0, Pages.Pages);
-            foreach (var extent in dataExtents)
+            foreach (var extent in extents)
             {
                 ulong from = Math.Max((ulong)extent.Offset, region.Offset), to = Math.Min((ulong)extent.End, region.Offset + region.Size);
                 if (from < to)

@@ -19,7 +19,7 @@ internal static class PopulationPlan
     /// <param name="pieceLength">The most that one piece holds; huge pages are never cut.</param>
     public static List<CopyPiece> Of(IReadOnlyList<GuestRegion> regions, IReadOnlyList<FileExtent> extents, ulong pieceLength = PieceLength)
     {
-        var pieces = new List<CopyPiece>();
+        var pieces = new List<CopyPiece>(extents.Count);
         foreach (var region in regions)
         {
             ulong regionEnd = region.Offset + region.Size, length = Math.Max(pieceLength, region.PageSize);

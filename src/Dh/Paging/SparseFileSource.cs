@@ -6,7 +6,8 @@ namespace Dh.Paging;
 /// <summary>A snapshot's memory file: mapped, its holes skipped.</summary>
 public sealed class SparseFileSource : IMemorySource
 {
-    private const long ReadAheadPiece = 8 << 20;
+    /// <summary>What is mapped between two looks at whether the population begins, which would have to wait: some tenths of a millisecond.</summary>
+    private const long ReadAheadPiece = 1 << 20;
 
     private readonly MemoryMapping _mapping;
 

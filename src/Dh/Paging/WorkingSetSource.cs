@@ -14,8 +14,10 @@ public sealed class WorkingSetSource : IMemorySource
     private readonly SafeFileHandle _file;
     private readonly MemoryMapping? _mapping;
     private readonly WorkingSetFile _workingSet;
-    private readonly long[] _runOffsets;
-    private readonly (FileExtent Run, long Packed)[] _runs;
+    private readonly Run[] _runs;
+    private readonly long[] _offsets;
+    private readonly int[] _indexes;
+    private readonly MemoryMapping? _zeros;
     private readonly bool[] _checked;
     private volatile bool _damaged;
 
@@ -26,18 +28,22 @@ public sealed class WorkingSetSource : IMemorySource
         _file = file;
         _workingSet = workingSet;
         _checked = new bool[workingSet.ChunkHashes.Length];
-        _runs = new (FileExtent, long)[workingSet.Set.Touched.Count];
-        _runOffsets = new long[_runs.Length];
         long packed = 0;
-        for (int i = 0; i < _runs.Length; i++)
+        var runs = new List<Run>(workingSet.Set.Touched.Count);
+        foreach (var run in workingSet.Set.Touched)
         {
-            var run = workingSet.Set.Touched[i];
-            _runs[i] = (run, packed);
-            _runOffsets[i] = run.Offset;
+            runs.Add(new Run(run.Offset, run.End, packed));
             packed += run.Length;
         }
 
-        Array.Sort(_runOffsets, _runs);
+        var zeros = Holes(workingSet.Set.Written, memory.DataExtents);
+        runs.AddRange(zeros.Select(run => new Run(run.Offset, run.End, Run.Zeros)));
+        _runs = [.. runs];
+        _offsets = [.. runs.Select(run => run.Offset)];
+        _indexes = [.. Enumerable.Range(0, _offsets.Length)];
+        Array.Sort(_offsets, _indexes);
+        PrefetchExtents = [.. workingSet.Set.Touched, .. zeros];
+        _zeros = zeros.Count > 0 ? MemoryMapping.Buffer((int)GuestRegion.HugePageSize) : null;
         _mapping = packed > 0 ? MemoryMapping.OfFile(file, workingSet.PagesOffset + packed) : null;
     }
 
@@ -50,8 +56,8 @@ public sealed class WorkingSetSource : IMemorySource
     /// <inheritdoc/>
     public IReadOnlyList<FileExtent> DataExtents => _memory.DataExtents;
 
-    /// <inheritdoc/>
-    public IReadOnlyList<FileExtent> PrefetchExtents => _workingSet.Set.Touched;
+    /// <summary>What recorded runs touched, and the holes that they wrote: a guest takes those for something new.</summary>
+    public IReadOnlyList<FileExtent> PrefetchExtents { get; }
 
     /// <summary>Opens a working set over a snapshot's memory.</summary>
     /// <param name="memory">The memory; this source owns it from now on, unless this throws.</param>
@@ -111,9 +117,14 @@ public sealed class WorkingSetSource : IMemorySource
             }
         }
 
-        if (!enough())
+        for (long at = _workingSet.PagesOffset; _mapping is not null && at < _mapping.Length && !enough(); at += WorkingSetFile.ChunkLength)
         {
-            _ = _mapping?.TryPopulate(_workingSet.PagesOffset, _mapping.Length - _workingSet.PagesOffset);
+            _ = _mapping.TryPopulate(at, Math.Min(WorkingSetFile.ChunkLength, _mapping.Length - at));
+        }
+
+        if (_zeros is not null && !enough())
+        {
+            _ = _zeros.TryPopulate(0, _zeros.Length);
         }
     }
 
@@ -121,8 +132,47 @@ public sealed class WorkingSetSource : IMemorySource
     public void Dispose()
     {
         _mapping?.Dispose();
+        _zeros?.Dispose();
         _file.Dispose();
         _memory.Dispose();
+    }
+
+    /// <summary>Which parts of runs hold no data.</summary>
+    /// <param name="runs">The runs, in order.</param>
+    /// <param name="dataExtents">What holds data, in order.</param>
+    private static List<FileExtent> Holes(IReadOnlyList<FileExtent> runs, IReadOnlyList<FileExtent> dataExtents)
+    {
+        var holes = new List<FileExtent>();
+        int next = 0;
+        foreach (var run in runs)
+        {
+            long from = run.Offset;
+            while (next < dataExtents.Count && dataExtents[next].End <= from)
+            {
+                next++;
+            }
+
+            for (int i = next; from < run.End; i++)
+            {
+                var data = i < dataExtents.Count ? dataExtents[i] : new FileExtent(run.End, 0);
+                if (data.Offset > from)
+                {
+                    holes.Add(new FileExtent(from, Math.Min(data.Offset, run.End) - from));
+                }
+
+                from = Math.Max(from, data.End);
+            }
+        }
+
+        return holes;
+    }
+
+    /// <summary>The run that an offset is in, or one that it is not in when it is in none; -1 when it lies before all of them.</summary>
+    private int IndexOf(long offset)
+    {
+        int position = Array.BinarySearch(_offsets, offset);
+        position = position < 0 ? ~position - 1 : position;
+        return position < 0 ? -1 : _indexes[position];
     }
 
     private bool TryCheck(int chunk, byte[] buffer)
@@ -137,45 +187,78 @@ public sealed class WorkingSetSource : IMemorySource
         return good;
     }
 
+    /// <summary>A run and where its contents are.</summary>
+    /// <param name="Offset">Its start in guest memory.</param>
+    /// <param name="End">Its end.</param>
+    /// <param name="Packed">Where among the packed pages, or <see cref="Zeros"/>.</param>
+    private readonly record struct Run(long Offset, long End, long Packed)
+    {
+        public const long Zeros = -1;
+    }
+
     private sealed class Reader(WorkingSetSource source, IMemoryReader memory) : IMemoryReader
     {
         private byte[]? _buffer;
-        private long _lengthCheckedAt = -1;
+        private int _next;
+        private long _lastOffset = -1;
+        private long _lastChunk = -1;
 
         public nuint Read(long offset, ref ulong length)
         {
-            int index = Array.BinarySearch(source._runOffsets, offset);
-            index = index < 0 ? ~index - 1 : index;
-            if (index < 0 || source._damaged || source._runs[index].Run.End < offset + (long)length)
+            // Mostly runs are read one after the other.
+            var runs = source._runs;
+            int index = _next < runs.Length && runs[_next].Offset == offset ? _next : source.IndexOf(offset);
+            if (index < 0 || runs[index].End < offset + (long)length)
             {
                 return memory.Read(offset, ref length);
             }
 
-            // The file may have been cut since its chunks were checked. That is looked at once in some milliseconds: a call for each run, of
-            // which there are thousands, would cost as much as copying a megabyte.
-            long now = Environment.TickCount64;
-            bool isCut = now != _lengthCheckedAt && RandomAccess.GetLength(source._file) < source._mapping!.Length;
-            _lengthCheckedAt = now;
-            if (isCut)
+            _next = index + 1;
+            if (runs[index].Packed == Run.Zeros)
             {
-                source._damaged = true;
-                throw WorkingSetFile.Damaged(source._path, "it was cut while it was in use");
+                length = Math.Min(length, (ulong)source._zeros!.Length);
+                return source._zeros.Address;
             }
 
-            var (run, packed) = source._runs[index];
-            long at = packed + (offset - run.Offset);
-            for (int chunk = (int)(at / WorkingSetFile.ChunkLength); chunk <= (at + (long)length - 1) / WorkingSetFile.ChunkLength; chunk++)
+            long at = runs[index].Packed + (offset - runs[index].Offset), lastChunk = (at + (long)length - 1) / WorkingSetFile.ChunkLength;
+            bool isSame = lastChunk == _lastChunk && offset != _lastOffset;
+            (_lastChunk, _lastOffset) = (lastChunk, offset);
+            if (source._damaged)
             {
-                if (!source.TryCheck(chunk, _buffer ??= new byte[WorkingSetFile.ChunkLength]))
-                {
-                    source._damaged = true; // whoever asks again gets the memory file's pages
-                    throw WorkingSetFile.Damaged(source._path, $"its pages from byte {source._workingSet.PagesOffset + ((long)chunk * WorkingSetFile.ChunkLength)} on are damaged");
-                }
+                return memory.Read(offset, ref length);
+            }
+
+            if (!isSame)
+            {
+                Check(at / WorkingSetFile.ChunkLength, lastChunk);
             }
 
             return source._mapping!.Address + (nuint)(source._workingSet.PagesOffset + at);
         }
 
         public void Dispose() => memory.Dispose();
+
+        /// <summary>
+        /// Checks chunks when this reader comes to them, and again when the same bytes are asked for once more, as when they could not be
+        /// copied: the file may have been cut since they were checked.
+        /// </summary>
+        /// <exception cref="PageServerException">They are damaged; whoever asks again gets the memory file's pages.</exception>
+        private void Check(long chunk, long lastChunk)
+        {
+            string? why = RandomAccess.GetLength(source._file) < source._mapping!.Length ? "it was cut while it was in use" : null;
+            for (; why is null && chunk <= lastChunk; chunk++)
+            {
+                if (!source.TryCheck((int)chunk, _buffer ??= new byte[WorkingSetFile.ChunkLength]))
+                {
+                    why = $"its pages from byte {source._workingSet.PagesOffset + (chunk * WorkingSetFile.ChunkLength)} on are damaged";
+                }
+            }
+
+            if (why is not null)
+            {
+                source._damaged = true;
+                throw WorkingSetFile.Damaged(source._path, why);
+            }
+        }
     }
 }
