@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Net.Sockets;
 using Dh.Linux;
 using Microsoft.Win32.SafeHandles;
@@ -32,7 +33,7 @@ internal sealed class FaultLoop : IDisposable
     private readonly ulong _blockSize;
     private readonly IMemoryReader _reader;
     private readonly List<Fault> _faults = new(64);
-    private readonly List<TouchedPage> _touched = [];
+    private readonly List<(TouchedPage Page, long At)> _touched = [];
     private volatile bool _recording;
     private long _faultCount;
     private int _chatter;
@@ -47,19 +48,23 @@ internal sealed class FaultLoop : IDisposable
         _reader = source.OpenReader();
     }
 
+    /// <summary>The thread's reader.</summary>
+    public IMemoryReader Reader => _reader;
+
     /// <summary>Faults that were answered so far.</summary>
     public long FaultCount => Interlocked.Read(ref _faultCount);
 
     /// <summary>Serves until the workers are done, the VMM has ended, or the server is to stop.</summary>
-    /// <param name="workers">What copies meanwhile, with this thread's help or without; null for nothing.</param>
+    /// <param name="workers">What copies meanwhile; null for nothing.</param>
+    /// <param name="chore">What this thread does besides, a part at a time, as long as there is nothing to serve and the answer is that there is more; null for nothing.</param>
     /// <exception cref="PageServerException">The memory file or the kernel failed, or the VMM did what no VMM does.</exception>
-    public FaultLoopEnd Run(CopyWorkers? workers)
+    public FaultLoopEnd Run(CopyWorkers? workers, Func<bool>? chore)
     {
         const int Stop = 1, Vmm = 2, Events = 4, Done = 8;
-        bool copies = workers is { NeedsCaller: true };
+        bool busy = chore is not null;
         while (true)
         {
-            var patience = copies ? TimeSpan.Zero : Timeout.InfiniteTimeSpan;
+            var patience = busy ? TimeSpan.Zero : Timeout.InfiniteTimeSpan;
             int ready = workers is null
                 ? Poll.WaitAny(patience, _stop.Handle, _connection, _memory.Userfaultfd.Handle)
                 : Poll.WaitAny(patience, _stop.Handle, _connection, _memory.Userfaultfd.Handle, workers.Done.Handle);
@@ -83,7 +88,7 @@ internal sealed class FaultLoop : IDisposable
                 return CopyRefused(workers!) ? FaultLoopEnd.WorkersDone : FaultLoopEnd.VmmEnded;
             }
 
-            copies = copies && workers!.CopySome(_reader);
+            busy = busy && chore!();
         }
     }
 
@@ -104,13 +109,14 @@ internal sealed class FaultLoop : IDisposable
     }
 
     /// <summary>Ends the recording.</summary>
+    /// <param name="until">Until when it counts, in <see cref="Stopwatch"/> ticks.</param>
     /// <returns>The pages that were touched, in the order of the first touch.</returns>
-    public IReadOnlyList<TouchedPage> StopRecording()
+    public IReadOnlyList<TouchedPage> StopRecording(long until)
     {
         lock (_touched)
         {
             _recording = false;
-            return [.. _touched];
+            return [.. _touched.TakeWhile(touch => touch.At <= until).Select(touch => touch.Page)];
         }
     }
 
@@ -145,7 +151,7 @@ internal sealed class FaultLoop : IDisposable
         foreach (var piece in workers.Refused)
         {
             var refusal = new Refusal();
-            for (Placement placement; (placement = _memory.CopyPiece(piece, _reader, null)) != Placement.Done;)
+            for (Placement placement; (placement = _memory.CopyPiece(piece, _reader)) != Placement.Done;)
             {
                 if (placement == Placement.VmmGone)
                 {
@@ -209,7 +215,7 @@ internal sealed class FaultLoop : IDisposable
         {
             if (_recording && _memory.SourceOffset(fault) is { } offset)
             {
-                _touched.Add(new TouchedPage(offset, fault.IsWrite));
+                _touched.Add((new TouchedPage(offset, fault.IsWrite), Stopwatch.GetTimestamp()));
             }
         }
     }

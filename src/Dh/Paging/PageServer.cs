@@ -28,7 +28,7 @@ public sealed class PageServer : IAsyncDisposable
     private readonly TaskCompletionSource<PageServerEnd> _completion = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly TaskCompletionSource _closed = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly long _startedAt = Stopwatch.GetTimestamp();
-    private readonly Thread _readAhead;
+    private Thread? _readAhead;
     private SafeSocketHandle? _connection;
     private Socket? _accepted;
     private PidFd? _peer;
@@ -47,8 +47,6 @@ public sealed class PageServer : IAsyncDisposable
         _socketPath = socketPath;
         _source = source;
         _options = options;
-        _readAhead = new Thread(ReadAhead) { IsBackground = true, Name = "dh page read-ahead" };
-        _readAhead.Start();
         new Thread(Run) { IsBackground = true, Name = "dh page server" }.Start();
     }
 
@@ -157,8 +155,11 @@ public sealed class PageServer : IAsyncDisposable
     public Task<PopulationResult> WaitPopulatedAsync(CancellationToken cancellationToken = default) => _populated.Task.WaitAsync(cancellationToken);
 
     /// <summary>Ends a recording (<see cref="PageServerOptions.Record"/>); from now on faults are served in blocks.</summary>
+    /// <param name="until">
+    /// Until when it counts, in <see cref="Stopwatch"/> ticks: a guest goes on while its result is on its way to whoever calls this. Default: until now.
+    /// </param>
     /// <returns>The pages that were touched, in the order of the first touch.</returns>
-    public IReadOnlyList<TouchedPage> StopRecording() => _loop?.StopRecording() ?? [];
+    public IReadOnlyList<TouchedPage> StopRecording(long until = long.MaxValue) => _loop?.StopRecording(until) ?? [];
 
     /// <summary>
     /// Stops the threads, then closes the userfaultfd, the sockets and the source. A VMM that has connected to a listening socket, and still
@@ -222,6 +223,7 @@ public sealed class PageServer : IAsyncDisposable
     private PageServerEnd Serve()
     {
         using var workers = new CopyWorkers(_source, _options.Policy == PopulationPolicy.Lazy ? 1 : _options.Workers, inBackground: false);
+        BeginReadAhead();
         _connection ??= Accept();
         var (regions, uffd) = HandshakeReceiver.Receive(_connection, _stop, _options.HandshakeTimeLimit);
         long handshakeAt = Stopwatch.GetTimestamp();
@@ -273,7 +275,7 @@ public sealed class PageServer : IAsyncDisposable
         };
         Interlocked.Exchange(ref _plannedBytes, pieces.Sum(piece => (long)piece.Length));
         workers.Begin(memory, pieces);
-        var end = loop.Run(workers);
+        var end = loop.Run(workers, () => workers.CopySome(loop.Reader));
         if (end == FaultLoopEnd.Stopped)
         {
             throw new PageServerException("The page server was stopped before guest memory was populated.");
@@ -289,18 +291,13 @@ public sealed class PageServer : IAsyncDisposable
 
     private PageServerEnd ServeOnDemand(GuestMemory memory, FaultLoop loop)
     {
-        // Not before: it takes the locks of the VMM's memory, for which the copies would have to wait.
-        if (!memory.GiveBackHoles())
-        {
-            return PageServerEnd.VmmEnded;
-        }
-
+        // Holes are settled now and not before: that takes the locks of the VMM's memory, for which the copies would have to wait.
         if (_options.Fill)
         {
             var pieces = PopulationPlan.Of(memory.Regions, _source.DataExtents, PopulationPlan.BackgroundPieceLength);
             using var filler = new CopyWorkers(_source, 1, inBackground: true);
             filler.Begin(memory, pieces);
-            var end = loop.Run(filler);
+            var end = loop.Run(filler, memory.SettleHoles);
             if (end == FaultLoopEnd.WorkersDone && !filler.VmmGone)
             {
                 return filler.Failure is { } failure ? throw failure
@@ -311,7 +308,7 @@ public sealed class PageServer : IAsyncDisposable
             return end == FaultLoopEnd.Stopped ? PageServerEnd.Stopped : PageServerEnd.VmmEnded;
         }
 
-        return loop.Run(null) == FaultLoopEnd.Stopped ? PageServerEnd.Stopped : PageServerEnd.VmmEnded;
+        return loop.Run(null, memory.SettleHoles) == FaultLoopEnd.Stopped ? PageServerEnd.Stopped : PageServerEnd.VmmEnded;
     }
 
     private static PageServerException VmmWentAway() => new("The VMM went away while its memory was populated.") { PeerEnded = true };
@@ -366,19 +363,23 @@ public sealed class PageServer : IAsyncDisposable
         return _listener.Accept();
     }
 
-    /// <summary>While the VMM starts, a core is idle: bring near what the population needs, so that the copies find it mapped.</summary>
-    private void ReadAhead()
+    /// <summary>
+    /// While the VMM starts, a core is idle: brings near what the population needs, so that the copies find it mapped. Begun after the other
+    /// threads: a thread that starts, and one that maps, want the same lock.
+    /// </summary>
+    private void BeginReadAhead()
     {
-        if (_options.Policy != PopulationPolicy.Lazy)
+        if (_options.Policy != PopulationPolicy.Lazy && !(_connection is { } connection && Poll.Wait(connection, TimeSpan.Zero)))
         {
-            _source.ReadAhead(() => _handshakeDone || _stopping);
+            _readAhead = new Thread(() => _source.ReadAhead(() => _handshakeDone || _stopping)) { IsBackground = true, Name = "dh page read-ahead" };
+            _readAhead.Start();
         }
     }
 
     private void Close()
     {
         _stopping = true;
-        _readAhead.Join();
+        _readAhead?.Join();
         _loop?.Dispose();
         _memory?.Dispose();
         _connection?.Dispose();

@@ -23,6 +23,10 @@ public static class SnapshotPreparation
     private const int BootAttempts = 3;
     private const long FullDiskBytes = 1 << 20;
 
+    // Two runs of the same code differ in a few pages: which CPU a thread comes to run on, which page the guest's kernel takes next.
+    // What only one of two has touched is half of them, and kept.
+    private const int RecordedRuns = 2;
+
     // What a restored machine must be able to do before anybody gets it: run code, and have a clock that ticks and interrupts.
     private const string VerificationCode = "import time; t = time.monotonic(); time.sleep(0.05); print(6 * 7, time.monotonic() - t >= 0.05)";
     private const string VerificationOutput = "42 True\n";
@@ -282,7 +286,7 @@ public static class SnapshotPreparation
 
         await WorkingSetRecording.RecordAsync(
             Snapshot.Open(draft),
-            [new ExecutionRequest { Source = options.Template.RecordCode, Timeout = RecordTimeLimit }],
+            [.. Enumerable.Repeat(new ExecutionRequest { Source = options.Template.RecordCode, Timeout = RecordTimeLimit }, RecordedRuns)],
             new SandboxOptions { Home = options.Home, Installation = options.Installation },
             progress,
             cancellationToken).ConfigureAwait(false);

@@ -32,10 +32,10 @@ public static class WorkingSetRecording
         for (int i = 0; i < runs.Count; i++)
         {
             progress?.Report(new PreparationProgress("recording", $"run {i + 1} of {runs.Count}", (double)i / runs.Count));
-            touched.Add(await RunAsync(snapshot, runs[i], MemoryPolicy.Lazy, options, sandbox => [.. sandbox.StopRecording().Select(page => page.Offset)], cancellationToken).ConfigureAwait(false));
+            touched.Add(await RunAsync(snapshot, runs[i], MemoryPolicy.Lazy, options, (sandbox, result) => [.. sandbox.StopRecording(result).Select(page => page.Offset)], cancellationToken).ConfigureAwait(false));
             if (!snapshot.IsCompressed)
             {
-                written.Add(await RunAsync(snapshot, runs[i], MemoryPolicy.File, options, sandbox => WrittenPages.Of(sandbox.VmmProcessId, FileOf(snapshot)), cancellationToken).ConfigureAwait(false));
+                written.Add(await RunAsync(snapshot, runs[i], MemoryPolicy.File, options, (sandbox, _) => WrittenPages.Of(sandbox.VmmProcessId, FileOf(snapshot)), cancellationToken).ConfigureAwait(false));
             }
         }
 
@@ -64,7 +64,7 @@ public static class WorkingSetRecording
     }
 
     private static async Task<List<long>> RunAsync(
-        Snapshot snapshot, ExecutionRequest request, MemoryPolicy policy, SandboxOptions options, Func<Sandbox, List<long>> observe, CancellationToken cancellationToken)
+        Snapshot snapshot, ExecutionRequest request, MemoryPolicy policy, SandboxOptions options, Func<Sandbox, ExecutionResult, List<long>> observe, CancellationToken cancellationToken)
     {
         var recording = new SandboxOptions
         {
@@ -77,7 +77,7 @@ public static class WorkingSetRecording
         var output = new CapturedText();
         await using var sandbox = await Sandbox.RestoreAsync(snapshot, recording, cancellationToken).ConfigureAwait(false);
         var result = await sandbox.ExecuteAsync(request, output, cancellationToken).ConfigureAwait(false);
-        var pages = observe(sandbox);
+        var pages = observe(sandbox, result);
         cancellationToken.ThrowIfCancellationRequested();
         return result.ExitCode == 0
             ? pages

@@ -144,8 +144,9 @@ public sealed class Sandbox : IAsyncDisposable
     }
 
     /// <summary>Ends the recording of touched pages.</summary>
+    /// <param name="result">What the recorded code has ended with: what the guest touched later does not count.</param>
     /// <returns>The pages, in the order of the first touch.</returns>
-    internal IReadOnlyList<TouchedPage> StopRecording() => _pageServer?.StopRecording() ?? [];
+    internal IReadOnlyList<TouchedPage> StopRecording(ExecutionResult result) => _pageServer?.StopRecording(result.ReceivedAt) ?? [];
 
     /// <summary>What the page server has done; null without one.</summary>
     internal PageServerStatistics? PageServerStatistics => _pageServer?.Statistics;
