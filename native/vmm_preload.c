@@ -24,6 +24,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -155,18 +156,36 @@ static void *map_userfaultfd(void *address, size_t length, int prot, int flags)
     return memory;
 }
 
+struct prefault {
+    char *memory;
+    size_t length;
+    int file;
+    atomic_long next; // the offset in the file of the batch that is to be done next
+};
+
 // An aid only: a kernel before 5.14 does not know the advice, and a machine short of memory may refuse it.
+static void *prefault_batches(void *argument)
+{
+    struct prefault *work = argument;
+    uint64_t runs[64][2];
+    for (ssize_t size; (size = pread(work->file, runs, sizeof runs, atomic_fetch_add(&work->next, (long)sizeof runs))) > 0;)
+        for (size_t i = 0; i < (size_t)size / sizeof *runs; i++)
+            if (runs[i][0] < work->length && runs[i][1] <= work->length - runs[i][0] &&
+                madvise(work->memory + runs[i][0], runs[i][1], MADV_POPULATE_WRITE) != 0)
+                return NULL;
+    return NULL;
+}
+
+// On two threads: it is the kernel's copying that takes the time, and QEMU has nothing else to do yet.
 static void prefault(char *memory, size_t length)
 {
-    int file = configured_descriptor("DH_PREFAULT_FD");
-    uint64_t runs[512][2];
-    for (off_t at = 0, size; (size = pread(file, runs, sizeof runs, at)) > 0; at += size)
-        for (size_t i = 0; i < (size_t)size / sizeof *runs; i++)
-            if (runs[i][0] < length && runs[i][1] <= length - runs[i][0] &&
-                madvise(memory + runs[i][0], runs[i][1], MADV_POPULATE_WRITE) != 0)
-                goto done;
-done:
-    close(file);
+    struct prefault work = {.memory = memory, .length = length, .file = configured_descriptor("DH_PREFAULT_FD")};
+    pthread_t helper;
+    bool helped = pthread_create(&helper, NULL, prefault_batches, &work) == 0;
+    prefault_batches(&work);
+    if (helped)
+        pthread_join(helper, NULL);
+    close(work.file);
 }
 
 static void *map_memory_file(void *address, size_t length, int prot, int flags)
