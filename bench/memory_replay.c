@@ -9,15 +9,16 @@
 //   file-prefault RUNS           the same; RUNS are copied at once, as native/vmm_preload.c does it
 //   file-populate                the same with MAP_POPULATE: all of it is copied at once
 //   memcpy RUNS                  copies into memory that is resident already
-//   c-copy FILE RUNS THREADS     copies RUNS of FILE with UFFDIO_COPY, then unregisters: the least an eager page server has to do
+//   c-copy FILE THREADS          copies the data of FILE with UFFDIO_COPY, then unregisters: the least an eager page server has to do
 //   c-prefetch FILE RUNS THREADS BLOCK  the same from a file that is mapped and read already, then as c-lazy: the least of a prefetch
 //   c-lazy BLOCK                 answers every fault with the aligned block of BLOCK bytes of the memory file, on a thread
 //
-// TRACE is a file of 64-bit numbers: offsets of pages; bit 0 says that the page is read, bit 1 that it is written (afterwards). RUNS is a file of triples of 64-bit
-// numbers: offset in guest memory, offset in the file, length. Prints `ready`, then obeys lines on its standard input:
+// TRACE is a file of 64-bit numbers: offsets of pages; bit 0 says that the page is read, bit 1 that it is written (afterwards), bit 2 that
+// it is a hole. RUNS is a file of triples of 64-bit
+// numbers: offset in guest memory, offset in the file (all ones: zeros, wherever they are), length. Prints `ready`, then obeys lines on its standard input:
 //   map         brings back what comes back before a guest runs, prints `START END` (CLOCK_MONOTONIC, nanoseconds; uffd: of the sending)
-//   replay N    touches the next N pages of the trace, prints `START END SLOW P50 P99 MAX PRIVATE`: of the accesses slower than 2 us the
-//               number and the nanoseconds that they took, and the bytes of anonymous memory that were added since `ready`
+//   replay N    touches the next N pages of the trace, prints `START END SLOW P50 P99 MAX PRIVATE`: of the accesses to data slower than
+//               2 us the number and the nanoseconds that they took, and the bytes of anonymous memory that were added since `ready`
 // End of file ends it. The handlers in here trust their peer, handle no event but faults and no refusal: a lower bound, no page server.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -41,14 +42,17 @@
 #define PAGE 4096UL
 #define PIECE (4UL << 20)
 #define SLOW_NS 2000
+#define PREFAULT_BATCH 64
+#define ZEROS UINT64_MAX
 
-enum { READ = 1, WRITTEN = 2 };
+enum { READ = 1, WRITTEN = 2, HOLE = 4 };
 
 struct run {
     uint64_t to, from, length;
 };
 
 static char *memory, *source, *packed;
+static char zeros[PIECE];
 static size_t length, touched, trace_length, run_count;
 static uint64_t *trace, block;
 static uint32_t *latencies;
@@ -96,6 +100,22 @@ static char *map_file(const char *path, int prot, int flags)
         die("mmap");
     close(file);
     return address;
+}
+
+// The stretches of a file that hold data.
+static void find_runs(const char *path)
+{
+    size_t room = 0;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        die(path);
+    for (off_t end = 0, at; (at = lseek(file, end, SEEK_DATA)) >= 0; run_count++) {
+        end = lseek(file, at, SEEK_HOLE);
+        if (run_count == room)
+            runs = realloc(runs, (room = 2 * room + 1024) * sizeof *runs);
+        runs[run_count] = (struct run){ at, at, end - at };
+    }
+    close(file);
 }
 
 static void map_anonymous(int flags)
@@ -152,7 +172,7 @@ static void *copy_pieces(void *unused)
 {
     (void)unused;
     for (size_t i; (i = atomic_fetch_add(&next_piece, 1)) < piece_count;)
-        copy_in(pieces[i].to, packed + pieces[i].from, pieces[i].length);
+        copy_in(pieces[i].to, pieces[i].from == ZEROS ? zeros : packed + pieces[i].from, pieces[i].length);
     return NULL;
 }
 
@@ -164,7 +184,7 @@ static void copy_runs(int threads)
     size_t count = 0;
     for (size_t i = 0; i < run_count; i++)
         for (uint64_t at = 0; at < runs[i].length; at += PIECE)
-            pieces[count++] = (struct run){ runs[i].to + at, runs[i].from + at, runs[i].length - at < PIECE ? runs[i].length - at : PIECE };
+            pieces[count++] = (struct run){ runs[i].to + at, runs[i].from == ZEROS ? ZEROS : runs[i].from + at, runs[i].length - at < PIECE ? runs[i].length - at : PIECE };
     pthread_t others[64];
     for (int i = 1; i < threads; i++)
         pthread_create(&others[i], NULL, copy_pieces, NULL);
@@ -186,6 +206,16 @@ static void *answer_faults(void *unused)
     return NULL;
 }
 
+static void *prefault_runs(void *unused)
+{
+    (void)unused;
+    for (size_t first; (first = atomic_fetch_add(&next_piece, PREFAULT_BATCH)) < run_count;)
+        for (size_t i = first; i < run_count && i < first + PREFAULT_BATCH; i++)
+            if (madvise(memory + runs[i].to, runs[i].length, MADV_POPULATE_WRITE) != 0)
+                die("MADV_POPULATE_WRITE");
+    return NULL;
+}
+
 static void serve(const char *file, const char *block_size)
 {
     pthread_t thread;
@@ -204,7 +234,7 @@ static void prepare(char **arguments)
         map_registered();
     if (strcmp(mode, "memcpy") == 0 || strcmp(mode, "file-prefault") == 0)
         runs = read_all(arguments[2], sizeof *runs, &run_count);
-    if (strcmp(mode, "c-copy") == 0 || strcmp(mode, "c-prefetch") == 0)
+    if (strcmp(mode, "c-prefetch") == 0)
         runs = read_all(arguments[3], sizeof *runs, &run_count);
     if (strcmp(mode, "c-prefetch") == 0)
         packed = map_file(arguments[2], PROT_READ, MAP_SHARED | MAP_POPULATE);
@@ -220,9 +250,10 @@ static void map(char **arguments)
         memory = map_file(arguments[0], PROT_READ | PROT_WRITE, MAP_PRIVATE);
     } else if (strcmp(mode, "file-prefault") == 0) {
         memory = map_file(arguments[0], PROT_READ | PROT_WRITE, MAP_PRIVATE);
-        for (size_t i = 0; i < run_count; i++)
-            if (madvise(memory + runs[i].to, runs[i].length, MADV_POPULATE_WRITE) != 0)
-                die("MADV_POPULATE_WRITE");
+        pthread_t other;
+        pthread_create(&other, NULL, prefault_runs, NULL);
+        prefault_runs(NULL);
+        pthread_join(other, NULL);
     } else if (strcmp(mode, "file-populate") == 0) {
         memory = map_file(arguments[0], PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_POPULATE);
     } else if (strcmp(mode, "memcpy") == 0) {
@@ -231,7 +262,8 @@ static void map(char **arguments)
             memcpy(memory + runs[i].to, source + runs[i].from, runs[i].length);
     } else if (strcmp(mode, "c-copy") == 0) {
         packed = map_file(arguments[2], PROT_READ, MAP_SHARED);
-        copy_runs(atoi(arguments[4]));
+        find_runs(arguments[2]);
+        copy_runs(atoi(arguments[3]));
         struct uffdio_range range = { (uintptr_t)memory, length };
         if (ioctl(uffd, UFFDIO_UNREGISTER, &range) != 0)
             die("UFFDIO_UNREGISTER");
@@ -276,7 +308,7 @@ static void replay(size_t count, long before)
         if (trace[touched] & WRITTEN)
             *word = 1;
         int64_t time = now();
-        if (time - last > SLOW_NS)
+        if (time - last > SLOW_NS && !(trace[touched] & HOLE))
             latencies[slow++] = time - last;
         last = time;
     }

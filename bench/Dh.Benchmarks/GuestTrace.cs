@@ -21,23 +21,29 @@ internal sealed record GuestTrace(Snapshot Snapshot, WorkingSetFile WorkingSet, 
 {
     private const long PageSize = (long)GuestRegion.NormalPageSize;
 
-    /// <summary>Runs the template's code to record once more, in the newest Python snapshot.</summary>
-    public static async Task<GuestTrace> RecordAsync()
+    /// <summary>Runs the template's code to record some times more, in the newest Python snapshot: no two runs touch quite the same pages.</summary>
+    public static async Task<IReadOnlyList<GuestTrace>> RecordAsync(int runs)
     {
         var installation = new Installation(Repository.PathOf("bin"));
         var snapshot = new SnapshotStore(DhHome.Default).List().FirstOrDefault(candidate => candidate.Manifest.Template == "python" && !candidate.IsCompressed)
             ?? throw new InvalidOperationException("There is no uncompressed snapshot of Python: run `dh vm prepare`.");
         var set = WorkingSetFile.Read(snapshot.WorkingSetPath, snapshot.Manifest.Id, snapshot.Machine.MemoryBytes);
-        await using var sandbox = await Sandbox.RestoreAsync(snapshot, new SandboxOptions { MemoryPolicy = MemoryPolicy.Lazy, Record = true, Installation = installation });
-        var output = new CapturedText();
-        var result = await sandbox.ExecuteAsync(new ExecutionRequest { Source = Template.Find("python", installation.TemplatesDirectory).RecordCode }, output);
-        var touched = sandbox.StopRecording().DistinctBy(page => page.Offset).ToList();
-        if (result.ExitCode != 0)
+        using var memory = SparseFileSource.Open(snapshot.MemoryPath);
+        _ = await RunAsync(snapshot, installation); // what serves it is compiled then
+        var traces = new List<GuestTrace>();
+        for (int i = 0; i < runs; i++)
         {
-            throw new InvalidOperationException($"The code to record ended with {result.ExitCode}: {output.Text}");
+            traces.Add(Of(snapshot, set, memory.DataExtents, await RunAsync(snapshot, installation)));
         }
 
+        return traces;
+    }
+
+    private static GuestTrace Of(Snapshot snapshot, WorkingSetFile set, IReadOnlyList<FileExtent> dataExtents, IReadOnlyList<TouchedPage> touched)
+    {
+        // What was written is known of another run only: of that, what this one has not touched counts where this one cannot tell.
         var written = PagesOf(set.Set.Written).ToHashSet();
+        written.ExceptWith(PagesOf(dataExtents).Except(touched.Select(page => page.Offset)));
         return new GuestTrace(
             snapshot,
             set,
@@ -48,20 +54,37 @@ internal sealed record GuestTrace(Snapshot Snapshot, WorkingSetFile WorkingSet, 
             touched.Count);
     }
 
+    private static async Task<IReadOnlyList<TouchedPage>> RunAsync(Snapshot snapshot, Installation installation)
+    {
+        await using var sandbox = await Sandbox.RestoreAsync(snapshot, new SandboxOptions { MemoryPolicy = MemoryPolicy.Lazy, Record = true, Installation = installation });
+        var output = new CapturedText();
+        var result = await sandbox.ExecuteAsync(new ExecutionRequest { Source = Template.Find("python", installation.TemplatesDirectory).RecordCode }, output);
+        return result.ExitCode == 0
+            ? [.. sandbox.StopRecording(result).DistinctBy(page => page.Offset)]
+            : throw new InvalidOperationException($"The code to record ended with {result.ExitCode}: {output.Text}");
+    }
+
     /// <summary>Writes the pages as bench/memory_replay.c reads them.</summary>
-    public void WriteTo(string path) => WriteNumbers(path, Pages.Select(page => page.Offset | (page.IsRead ? 1L : 0) | (page.IsWritten ? 2L : 0)));
+    public void WriteTo(string path) =>
+        WriteNumbers(path, Pages.Select((page, index) => page.Offset | (page.IsRead ? 1L : 0) | (page.IsWritten ? 2L : 0) | (index >= DataPages ? 4L : 0)));
 
     /// <summary>Writes runs as bench/memory_replay.c reads them.</summary>
     /// <param name="path">The file.</param>
     /// <param name="runs">Stretches of guest memory, in this order.</param>
     /// <param name="packedAt">Where in the file that holds them they follow each other; null when they are where they are in guest memory.</param>
-    public static void WriteRuns(string path, IReadOnlyList<FileExtent> runs, long? packedAt = null)
+    /// <param name="zeros">Stretches that hold zeros, which come last.</param>
+    public static void WriteRuns(string path, IReadOnlyList<FileExtent> runs, long? packedAt = null, IEnumerable<FileExtent>? zeros = null)
     {
         var numbers = new List<long>();
         foreach (var run in runs)
         {
             numbers.AddRange([run.Offset, packedAt ?? run.Offset, run.Length]);
             packedAt += run.Length;
+        }
+
+        foreach (var run in zeros ?? [])
+        {
+            numbers.AddRange([run.Offset, -1, run.Length]);
         }
 
         WriteNumbers(path, numbers);

@@ -13,32 +13,36 @@ namespace Dh.Benchmarks;
 /// </summary>
 internal sealed class MemoryBenchmark : IDisposable
 {
-    private const int WarmRounds = 15;
-    private const int ColdRounds = 5;
+    private const int WarmRounds = 25;
+    private const int Traces = 5;
+    private const int ColdRounds = 7;
     private const int BlockSize = 64 << 10;
 
     /// <summary>A VMM takes at least this long from its start to its handshake; the page server starts with it.</summary>
     private static readonly TimeSpan VmmStart = TimeSpan.FromMilliseconds(40);
 
     private readonly TempDir _directory = new();
-    private readonly GuestTrace _trace;
+    private readonly IReadOnlyList<GuestTrace> _traces;
+    private GuestTrace _trace;
     private readonly string _memory;
     private readonly string _workingSet;
-    private readonly string _tracePath;
     private readonly string _blockSize = BlockSize.ToString(CultureInfo.InvariantCulture);
 
-    private MemoryBenchmark(GuestTrace trace)
+    private MemoryBenchmark(IReadOnlyList<GuestTrace> traces)
     {
-        _trace = trace;
-        _memory = trace.Snapshot.MemoryPath;
-        _workingSet = trace.Snapshot.WorkingSetPath;
-        _tracePath = _directory["trace"];
-        trace.WriteTo(_tracePath);
+        _traces = traces;
+        _trace = traces[0];
+        _memory = _trace.Snapshot.MemoryPath;
+        _workingSet = _trace.Snapshot.WorkingSetPath;
+        foreach (var trace in traces)
+        {
+            trace.WriteTo(PathOf(trace));
+        }
     }
 
     public static async Task<bool> RunAsync()
     {
-        using var benchmark = new MemoryBenchmark(await GuestTrace.RecordAsync());
+        using var benchmark = new MemoryBenchmark(await GuestTrace.RecordAsync(Traces));
         return await benchmark.MeasureAsync();
     }
 
@@ -49,6 +53,7 @@ internal sealed class MemoryBenchmark : IDisposable
         var ways = Ways();
         for (int round = -2; round < WarmRounds; round++)
         {
+            _trace = _traces[(round + 2) % Traces];
             foreach (var way in ways)
             {
                 var sample = await way.Measure();
@@ -61,6 +66,7 @@ internal sealed class MemoryBenchmark : IDisposable
 
         for (int round = 0; round < ColdRounds; round++)
         {
+            _trace = _traces[round % Traces];
             foreach (var way in ways)
             {
                 DropFromPageCache();
@@ -69,7 +75,7 @@ internal sealed class MemoryBenchmark : IDisposable
         }
 
         var serving = await ServingCost.MeasureAsync(OpenServed, _trace);
-        var report = new MemoryReport(_trace, ways, serving, WarmRounds, ColdRounds, VmmStart);
+        var report = new MemoryReport(_traces, ways, serving, WarmRounds, ColdRounds, VmmStart);
         await report.WriteAsync();
         return report.Passed;
     }
@@ -78,24 +84,25 @@ internal sealed class MemoryBenchmark : IDisposable
     {
         string all = Runs("all", DataExtents()), written = Runs("written", _trace.WorkingSet.Set.Written);
         string packed = _directory["packed"];
-        GuestTrace.WriteRuns(packed, _trace.WorkingSet.Set.Touched, _trace.WorkingSet.PagesOffset);
+        using var prefetched = OpenSource(PopulationPolicy.Prefetch);
+        GuestTrace.WriteRuns(packed, _trace.WorkingSet.Set.Touched, _trace.WorkingSet.PagesOffset, prefetched.PrefetchExtents.Skip(_trace.WorkingSet.Set.Touched.Count));
         return
         [
             new(MemoryWay.Memcpy, () => ReplayAsync("memcpy", all)),
-            new(MemoryWay.CCopy(1), () => ReplayAsync("c-copy", _memory, all, "1")),
-            new(MemoryWay.CCopy(2), () => ReplayAsync("c-copy", _memory, all, "2")),
+            new(MemoryWay.CCopy(1), () => ReplayAsync("c-copy", _memory, "1")),
             new(MemoryWay.Eager(1), () => ServeAsync(PopulationPolicy.Eager, 1, headStart: false)),
+            new(MemoryWay.CCopy(2), () => ReplayAsync("c-copy", _memory, "2")),
             new(MemoryWay.Eager(2), () => ServeAsync(PopulationPolicy.Eager, 2, headStart: false)),
             new(MemoryWay.CPrefetch(1), () => ReplayAsync("c-prefetch", _workingSet, packed, "1", _blockSize)),
-            new(MemoryWay.CPrefetch(2), () => ReplayAsync("c-prefetch", _workingSet, packed, "2", _blockSize)),
             new(MemoryWay.Prefetch(1), () => ServeAsync(PopulationPolicy.Prefetch, 1, headStart: true)),
+            new(MemoryWay.CPrefetch(2), () => ReplayAsync("c-prefetch", _workingSet, packed, "2", _blockSize)),
             new(MemoryWay.Prefetch(2), () => ServeAsync(PopulationPolicy.Prefetch, 2, headStart: true)),
-            new(MemoryWay.PrefetchAtOnce, () => ServeAsync(PopulationPolicy.Prefetch, 2, headStart: false)),
-            new(MemoryWay.CLazy, () => ReplayAsync("c-lazy", _blockSize)),
-            new(MemoryWay.Lazy, () => ServeAsync(PopulationPolicy.Lazy, 1, headStart: true)),
             new(MemoryWay.File, () => ReplayAsync("file")),
             new(MemoryWay.FilePrefaulted, () => ReplayAsync("file-prefault", written)),
             new(MemoryWay.FilePopulated, () => ReplayAsync("file-populate")),
+            new(MemoryWay.PrefetchAtOnce, () => ServeAsync(PopulationPolicy.Prefetch, 2, headStart: false)),
+            new(MemoryWay.CLazy, () => ReplayAsync("c-lazy", _blockSize)),
+            new(MemoryWay.Lazy, () => ServeAsync(PopulationPolicy.Lazy, 1, headStart: true)),
         ];
 
         IReadOnlyList<FileExtent> DataExtents()
@@ -114,11 +121,11 @@ internal sealed class MemoryBenchmark : IDisposable
     /// <summary>The client alone, or with a handler in C in its own process.</summary>
     private async Task<Sample> ReplayAsync(params string[] mode)
     {
-        using var client = ReplayClient.Start([_tracePath, _memory, .. mode]);
+        using var client = ReplayClient.Start([PathOf(_trace), _memory, .. mode]);
         await Task.Delay(VmmStart); // as idle a machine as the page server finds
         var (start, end) = client.Map();
         var replay = client.Replay(_trace.Pages.Count);
-        return new Sample((end - start) / 1e6, (end - start + replay.End - replay.Start) / 1e6, replay);
+        return new Sample((end - start) / 1e6, replay);
     }
 
     /// <summary>The client with a page server in this process.</summary>
@@ -140,18 +147,20 @@ internal sealed class MemoryBenchmark : IDisposable
         if (headStart)
         {
             await Task.Delay(VmmStart);
-            (start, _) = client.Map();
+            _ = client.Map();
         }
 
         var result = await server.WaitPopulatedAsync();
         double populated = headStart ? result.PopulationTime.TotalMilliseconds : Stopwatch.GetElapsedTime(start).TotalMilliseconds;
         var replay = client.Replay(_trace.Pages.Count);
-        return new Sample(populated, (replay.End - start) / 1e6, replay);
+        return new Sample(populated, replay);
     }
+
+    private string PathOf(GuestTrace trace) => _directory[string.Create(CultureInfo.InvariantCulture, $"trace-{_traces.Index().First(item => item.Item == trace).Index}")];
 
     private (ReplayClient Client, IMemorySource Source) OpenServed() => (StartServed(), OpenSource(PopulationPolicy.Lazy));
 
-    private ReplayClient StartServed() => ReplayClient.Start(_tracePath, _memory, "uffd", "3");
+    private ReplayClient StartServed() => ReplayClient.Start(PathOf(_trace), _memory, "uffd", "3");
 
     private IMemorySource OpenSource(PopulationPolicy policy)
     {

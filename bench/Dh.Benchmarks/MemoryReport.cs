@@ -12,24 +12,25 @@ internal sealed class MemoryReport
     private readonly IReadOnlyList<MemoryWay> _ways;
     private readonly StringBuilder _text = new();
 
-    /// <param name="trace">What was touched.</param>
+    /// <param name="traces">What was touched.</param>
     /// <param name="ways">What was measured.</param>
     /// <param name="serving">What serving costs beside time.</param>
     /// <param name="warmRounds">Runs of each way from the page cache.</param>
     /// <param name="coldRounds">Runs of each way with the files dropped from it.</param>
     /// <param name="headStart">How long a page server had before the handshake.</param>
-    public MemoryReport(GuestTrace trace, IReadOnlyList<MemoryWay> ways, ServingCost serving, int warmRounds, int coldRounds, TimeSpan headStart)
+    public MemoryReport(IReadOnlyList<GuestTrace> traces, IReadOnlyList<MemoryWay> ways, ServingCost serving, int warmRounds, int coldRounds, TimeSpan headStart)
     {
         _ways = ways;
+        var trace = traces[0];
         int pages = trace.Pages.Count, written = trace.Pages.Count(page => page.IsWritten), readFirst = trace.Pages.Count(page => page is { IsRead: true, IsWritten: true });
         var set = trace.WorkingSet.Set;
         Line($"# Guest memory").Line($"");
-        Line($"How the memory of a Python guest of {set.MemoryLength >> 20} MiB comes back. A C program touches the {pages} pages ({pages / 256.0:0.0} MiB) that the guest was seen to touch, in its order; {written} of them it writes, {readFirst} of those after a read; {pages - trace.DataPages} are holes of the memory file, whose order is not known: they come last.");
-        Line($"The working set ({set.TouchedBytes / Mib:0.0} MiB in {set.Touched.Count} runs) is of an earlier run of the same code. {Environment.ProcessorCount} CPUs; load average when it ended: {File.ReadAllText("/proc/loadavg").Split(' ')[0]}. Made by `make bench-memory`.").Line($"");
-        Line($"- *population*: until the guest could run. *total*: until the last page was touched. *times C*: the total by that of one thread of C that copies all data.");
+        Line($"How the memory of a Python guest of {set.MemoryLength >> 20} MiB comes back. A C program touches the pages that the guest was seen to touch, in its order: those of {traces.Count} runs in turn, {pages} pages ({pages / 256.0:0.0} MiB) in the first; {written} of them it writes, {readFirst} of those after a read; {pages - trace.DataPages} are holes of the memory file, whose order is not known: they come last.");
+        Line($"The working set ({set.TouchedBytes / Mib:0.0} MiB in {set.Touched.Count} runs) is of earlier runs of the same code. {Environment.ProcessorCount} CPUs; load average when it ended: {File.ReadAllText("/proc/loadavg").Split(' ')[0]}. Made by `make bench-memory`.").Line($"");
+        Line($"- *population*: until the guest could run. *replay*: the touching. *total*: both. *times C*: the total by that of one thread of C that copies all data.");
         Line($"- prefetch and lazy: the page server is opened {headStart.TotalMilliseconds:0} ms before the handshake, as a VMM takes that long to start; the clock starts when the handshake waits in the socket. Their C loops wait as long, with the source mapped and read.");
         Line($"- eager, and \"no head start\": the clock starts before the source is opened; the handshake waits already. So does the clock of C.");
-        Line($"- *slow accesses*: those of more than 2 us, which somebody had to serve. *private*: anonymous memory afterwards, which no other guest shares.").Line($"");
+        Line($"- *slow accesses*: those to data that took more than 2 us, which somebody had to serve. *private*: anonymous memory afterwards, which no other guest shares.").Line($"");
         Table($"From the page cache, medians of {warmRounds}", way => way.Warm);
         Table($"The memory file and the working set dropped from the page cache before each run, medians of {coldRounds}", way => way.Cold);
         Line($"![total time by policy](memory.svg)").Line($"");
@@ -67,27 +68,26 @@ internal sealed class MemoryReport
 
     private void Promises(ServingCost serving)
     {
-        Line($"## Promises").Line($"").Line($"| what | measured | promise | |").Line($"| --- | --- | --- | --- |");
-        AtLeast("speed of eager, 1 worker, by C's loop", 0.95, Population(MemoryWay.CCopy(1)) / Population(MemoryWay.Eager(1)));
-        AtLeast("speed of eager, 2 workers, by C's loop", 0.90, Population(MemoryWay.CCopy(2)) / Population(MemoryWay.Eager(2)));
-        AtMost("population of prefetch, 1 worker, by C's loop over the same pages", 1.1, Population(MemoryWay.Prefetch(1)) / Population(MemoryWay.CPrefetch(1)));
-        AtMost("population of prefetch, 2 workers, by C's loop over the same pages", 1.1, Population(MemoryWay.Prefetch(2)) / Population(MemoryWay.CPrefetch(2)));
-        AtMost("total of prefetch by that of a private mapping, from the page cache", 0.7, Warm(MemoryWay.Prefetch(2), Total) / Warm(MemoryWay.File, Total));
-        AtMost("total of prefetch by that of a private mapping, from the disk", 0.4, Cold(MemoryWay.Prefetch(2), Total) / Cold(MemoryWay.File, Total));
-        AtMost("median of a single fault by that of a handler in C, 64 KiB", 1.3, Warm(MemoryWay.Lazy, sample => sample.Replay.P50) / Warm(MemoryWay.CLazy, sample => sample.Replay.P50));
-        AtMost("total of file with written pages prefaulted by that of a private mapping", 0.95, Warm(MemoryWay.FilePrefaulted, Total) / Warm(MemoryWay.File, Total));
-        AtMost("private memory of file with written pages prefaulted by that of prefetch", 0.65, Warm(MemoryWay.FilePrefaulted, sample => sample.PrivateMib) / Warm(MemoryWay.Prefetch(2), sample => sample.PrivateMib));
+        Line($"## Promises").Line($"").Line($"Each figure is the median of the rounds' ratios.").Line($"").Line($"| what | measured | promise | |").Line($"| --- | --- | --- | --- |");
+        AtLeast("speed of eager, 1 worker, by C's loop", 0.95, Warm(MemoryWay.CCopy(1), MemoryWay.Eager(1), Population));
+        AtLeast("speed of eager, 2 workers, by C's loop", 0.90, Warm(MemoryWay.CCopy(2), MemoryWay.Eager(2), Population));
+        AtMost("population of prefetch, 1 worker, by C's loop over the same pages", 1.1, Warm(MemoryWay.Prefetch(1), MemoryWay.CPrefetch(1), Population));
+        AtMost("population of prefetch, 2 workers, by C's loop over the same pages", 1.1, Warm(MemoryWay.Prefetch(2), MemoryWay.CPrefetch(2), Population));
+        AtMost("total of prefetch by that of a private mapping, from the page cache", 0.7, Warm(MemoryWay.Prefetch(2), MemoryWay.File, Total));
+        AtMost("total of prefetch by that of a private mapping, from the disk", 0.4, Cold(MemoryWay.Prefetch(2), MemoryWay.File, Total));
+        AtMost("median of a single fault by that of a handler in C, 64 KiB", 1.3, Warm(MemoryWay.Lazy, MemoryWay.CLazy, sample => sample.Replay.P50));
+        AtMost("total of file with written pages prefaulted by that of a private mapping", 0.95, Warm(MemoryWay.FilePrefaulted, MemoryWay.File, Total));
+        AtMost("private memory of file with written pages prefaulted by that of prefetch", 0.65, Warm(MemoryWay.FilePrefaulted, MemoryWay.Prefetch(2), sample => sample.PrivateMib));
         Promise("allocations while faults are served", $"{serving.AllocatedBytes} bytes in {serving.Faults} faults", $"0 per fault", serving.AllocatedBytes < serving.Faults);
         Promise("CPU time of an idle page server in 2 s", $"{serving.IdleNanoseconds} ns, woken {serving.IdleWakeups} times", $"0", serving is { IdleNanoseconds: 0, IdleWakeups: 0 });
 
         static double Total(Sample sample) => sample.TotalMs;
+        static double Population(Sample sample) => sample.PopulationMs;
     }
 
-    private double Population(string name) => Warm(name, sample => sample.PopulationMs);
+    private double Warm(string name, string by, Func<Sample, double> value) => Way(name).Warm.MedianRatio(Way(by).Warm, value);
 
-    private double Warm(string name, Func<Sample, double> value) => Way(name).Warm.Median(value);
-
-    private double Cold(string name, Func<Sample, double> value) => Way(name).Cold.Median(value);
+    private double Cold(string name, string by, Func<Sample, double> value) => Way(name).Cold.MedianRatio(Way(by).Cold, value);
 
     private MemoryWay Way(string name) => _ways.Single(way => way.Name == name);
 

@@ -34,10 +34,12 @@ internal sealed record MemoryWay(string Name, Func<Task<Sample>> Measure)
 
 /// <summary>One run.</summary>
 /// <param name="PopulationMs">Until the guest could run.</param>
-/// <param name="TotalMs">Until the last page was touched.</param>
 /// <param name="Replay">The touching.</param>
-internal sealed record Sample(double PopulationMs, double TotalMs, Replay Replay)
+internal sealed record Sample(double PopulationMs, Replay Replay)
 {
+    /// <summary>Both. What lies between is the two processes' talk about it, which a VMM and its guest do not have.</summary>
+    public double TotalMs => PopulationMs + ReplayMs;
+
     public double ReplayMs => (Replay.End - Replay.Start) / 1e6;
 
     public double PrivateMib => Replay.PrivateBytes / 1048576.0;
@@ -46,9 +48,15 @@ internal sealed record Sample(double PopulationMs, double TotalMs, Replay Replay
 /// <summary>Medians.</summary>
 internal static class Medians
 {
-    public static double Median(this IEnumerable<Sample> samples, Func<Sample, double> value)
+    public static double Median(this IEnumerable<Sample> samples, Func<Sample, double> value) => Median(samples.Select(value));
+
+    /// <summary>The median of the rounds' ratios: two runs of one round met the same machine, those of different rounds may not have.</summary>
+    public static double MedianRatio(this IEnumerable<Sample> samples, IEnumerable<Sample> by, Func<Sample, double> value) =>
+        Median(samples.Zip(by, (sample, other) => value(sample) / value(other)));
+
+    private static double Median(IEnumerable<double> values)
     {
-        double[] values = [.. samples.Select(value).Order()];
-        return values[values.Length / 2];
+        double[] sorted = [.. values.Order()];
+        return sorted[sorted.Length / 2];
     }
 }
