@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
+using Dh.Linux;
 using Dh.Paging;
 using Dh.TestSupport;
 using static Dh.IntegrationTests.Paging.PageHashes;
@@ -46,6 +47,55 @@ public sealed class OnDemandTests : IDisposable
         await AssertSoonAsync(1, () => server.Statistics.Faults);
         AssertSame(HashPages(memory), await client.HashPagesAsync());
         await AssertSoonAsync(Small, () => server.Statistics.CopiedBytes);
+    }
+
+    [Theory(Timeout = 60_000)]
+    [InlineData("normal", 1)]
+    [InlineData("two-regions", 2)]
+    public async Task Holes_that_were_written_come_as_zeros_with_the_working_set(string mode, int workers)
+    {
+        // Data in pages 0 to 9 and 40 to 49, then a hole to the end of memory.
+        string file = _directory["memory"];
+        using (var handle = File.OpenHandle(file, FileMode.CreateNew, FileAccess.Write))
+        {
+            RandomAccess.SetLength(handle, Small);
+            byte[] data = [.. Enumerable.Repeat((byte)7, 10 * PageSize)];
+            await RandomAccess.WriteAsync(handle, data, 0, TestContext.Current.CancellationToken);
+            await RandomAccess.WriteAsync(handle, data, 40 * PageSize, TestContext.Current.CancellationToken);
+        }
+
+        long[] written = [8 * PageSize, 9 * PageSize, 10 * PageSize, 11 * PageSize, 39 * PageSize, 40 * PageSize, 3000L * PageSize, 2047L * PageSize, 2048L * PageSize];
+        WorkingSet.Combine(Id, Small, [[0]], [written]).WriteTo(_directory["working-set"], file);
+        var (client, connection) = await GuestMemoryClient.StartAsync(mode, Small);
+        await using var _ = client;
+        await using var server = PageServer.Start(
+            connection, WorkingSetSource.Open(SparseFileSource.Open(file), _directory["working-set"], Id), new PageServerOptions { Policy = PopulationPolicy.Prefetch, Workers = workers });
+
+        var result = await PopulatedAsync(server);
+        await client.SentAsync();
+
+        Assert.Equal((1 + 6) * PageSize, result.CopiedBytes); // page 0, and what was written of the holes
+        Assert.Equal(19 * PageSize, result.OnDemandBytes);
+        AssertSame(HashFile(file), await client.HashPagesAsync());
+    }
+
+    [Fact(Timeout = 60_000)]
+    public async Task Holes_are_settled_before_the_guest_asks_for_them()
+    {
+        string file = MemoryFile(); // holes of 1 to 300 pages: shorter and longer than what is given back
+        var (client, connection) = await GuestMemoryClient.StartAsync("normal", Small);
+        await using var _ = client;
+        await using var server = PageServer.Start(connection, SparseFileSource.Open(file), new PageServerOptions { Policy = PopulationPolicy.Lazy });
+        var result = await PopulatedAsync(server);
+        await client.SentAsync();
+        await AssertSoonAsync(ShortHoles(file), () => server.Statistics.ZeroedBytes);
+
+        AssertSame(HashFile(file), await client.HashPagesAsync());
+
+        // All faults were those of data.
+        await AssertSoonAsync(Small - result.ZeroBytes, () => server.Statistics.CopiedBytes);
+        Assert.Equal(ShortHoles(file), server.Statistics.ZeroedBytes);
+        Assert.InRange(server.Statistics.Faults, 1, (Small - result.ZeroBytes) / PageSize);
     }
 
     [Theory(Timeout = 60_000)]
@@ -308,6 +358,20 @@ public sealed class OnDemandTests : IDisposable
         string[] tasks = [.. Directory.GetDirectories("/proc/self/task").Where(task => File.ReadAllText(Path.Combine(task, "comm")).StartsWith("dh page", StringComparison.Ordinal))];
         long nanoseconds = tasks.Sum(task => long.Parse(File.ReadAllText(Path.Combine(task, "schedstat")).Split(' ')[0], CultureInfo.InvariantCulture));
         return (tasks.Length, TimeSpan.FromMicroseconds(nanoseconds / 1000.0));
+    }
+
+    /// <summary>Bytes in holes of less than 64 KiB.</summary>
+    private static long ShortHoles(string file)
+    {
+        using var source = SparseFileSource.Open(file);
+        long bytes = 0, end = 0;
+        foreach (var extent in source.DataExtents.Append(new FileExtent(source.Length, 0)))
+        {
+            bytes += extent.Offset - end < 64 << 10 ? extent.Offset - end : 0;
+            end = extent.End;
+        }
+
+        return bytes;
     }
 
     private string MemoryFile(bool holes = true) => SparseFileBuilder.Write(_directory["memory"], Small, holes: holes);
