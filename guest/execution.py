@@ -1,0 +1,272 @@
+"""Runs code as `python` does, in whatever process an engine wants it to run, and tells the runner how it went.
+
+What is here touches nothing but that process. Engines decide which one it is: a fork of a warm interpreter
+(engine_python.py), or the engine's own (engine_deephaven.py).
+"""
+
+import ast
+import builtins
+import fcntl
+import gc
+import importlib.machinery
+import linecache
+import os
+import sys
+import time
+import traceback
+import types
+
+WORKSPACE = "/workspace"
+PRIVATE_DESCRIPTOR = 1000  # where an engine keeps what is not the code's: above what code opens, below the soft limit
+MAX_TEXT = 65_536  # characters of a text in the report
+EXIT_INTERRUPTED = 130
+CODE = "<string>"  # what tracebacks call the code that has no file
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + "/"
+
+
+def log(text):
+    """Writes to the machine's console: what the engine itself has to say goes nowhere else."""
+    with open("/dev/console", "w", encoding="utf-8", errors="backslashreplace") as console:
+        print("dh engine:", text.rstrip(), file=console)
+
+
+def keep_private(descriptor):
+    private = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, PRIVATE_DESCRIPTOR)
+    os.close(descriptor)
+    return private
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def read_message(pipe):
+    """One message: its length in four bytes, then itself."""
+    length = int.from_bytes(read_exactly(pipe, 4), "little")
+    return read_exactly(pipe, length) if length else b""
+
+
+def read_exactly(pipe, size):
+    data = os.read(pipe, size)
+    while len(data) < size:
+        more = os.read(pipe, size - len(data))
+        if not more:
+            os._exit(0)  # the runner has ended
+        data += more
+    return data
+
+
+def reseed():
+    """Makes this process unlike its copies in other clones. The kernel has been given fresh entropy before."""
+    loaded = sys.modules
+    if "random" in loaded:
+        loaded["random"].seed()
+    if "numpy.random" in loaded:
+        loaded["numpy.random"].seed()
+    if "tempfile" in loaded:
+        loaded["tempfile"]._name_sequence = None
+    if "uuid" in loaded:
+        loaded["uuid"]._node = loaded["uuid"]._last_timestamp = None
+    if "ssl" in loaded:
+        loaded["ssl"].RAND_add(os.urandom(32), 32.0)
+
+
+class Report:
+    """What the runner is told of a run: a line when the code has ended, which may be empty, and a byte, the exit code, as
+    the last act of the process."""
+
+    def __init__(self, pipe):
+        self._pipe = pipe
+        self._process = os.getpid()
+
+    def send(self, data):
+        # The code may have forked and come to its end twice, or have closed the pipe and opened a file in its place.
+        try:
+            if os.getpid() == self._process:
+                fcntl.fcntl(self._pipe, fcntl.F_GETPIPE_SZ)  # an error if it is none
+                while data:
+                    data = data[os.write(self._pipe, data) :]
+        except Exception:
+            pass  # the runner goes by the exit status
+
+    def close(self):
+        os.close(self._pipe)
+
+
+def new_main_module():
+    module = types.ModuleType("__main__")
+    module.__builtins__ = builtins
+    module.__annotations__ = {}
+    module.__loader__ = importlib.machinery.BuiltinImporter
+    return module
+
+
+def run(module, mode, filename, argv, env, show_result, source, to_text=repr):
+    """Runs the code as the main module. Returns its exit code, what `to_text` makes of its result, and its error."""
+    sys.modules["__main__"] = module
+    try:
+        for name, value in env.items():
+            os.environ[name] = value
+        if "TZ" in env:
+            time.tzset()
+        sys.argv = argv
+        sys.orig_argv = [sys.executable, *argv]
+        if mode == "script":
+            return run_script(module, filename, source)
+        value = run_code(module, source, show_result)
+        text = None if value is None else to_text(value)
+        return 0, None if text is None else cut(text), None
+    except SystemExit as request:
+        return exit_code(request), None, None
+    except BaseException as error:
+        return failure(error)
+
+
+def run_code(module, source, show_result):
+    """As `python -c`, but the value of a last expression statement is returned."""
+    sys.path[0] = ""
+    text = source.decode()
+    linecache.cache[CODE] = len(source), None, text.splitlines(True), CODE  # no file whose time could make it stale
+    statements, expression = compile_code(text, show_result)
+    if statements is not None:
+        exec(statements, module.__dict__)
+    return None if expression is None else eval(expression, module.__dict__)
+
+
+def compile_code(text, show_result):
+    """The code to execute, and the expression that it ends with; either may be None. Nothing has run yet: an error in
+    the last line comes before the first has any effect."""
+    if not show_result:
+        return compile(text, CODE, "exec", 0, True), None
+    # Mostly the last line is the expression. It is when it is one by itself, and what comes before it is complete
+    # without it; blank lines keep its number right.
+    last = text.rstrip().rfind("\n") + 1
+    if text[last : last + 1].strip():  # it is not indented
+        try:
+            expression = compile("\n" * text.count("\n", 0, last) + text[last:], CODE, "eval", 0, True)
+            return compile(text[:last], CODE, "exec", 0, True) if last else None, expression
+        except SyntaxError:
+            pass
+    # The general case goes by the syntax tree, whose objects take much longer to make than the code.
+    tree = compile(text, CODE, "exec", ast.PyCF_ONLY_AST, True)
+    expression = None
+    if tree.body and type(tree.body[-1]) is ast.Expr:
+        expression = compile(ast.Expression(tree.body.pop().value), CODE, "eval", 0, True)
+    return compile(tree, CODE, "exec", 0, True), expression
+
+
+def run_script(module, filename, source):
+    """As `python script.py args`."""
+    path = f"{WORKSPACE}/{os.path.basename(filename)}"
+    with open(path, "wb") as file:
+        file.write(source)
+    sys.path[0] = WORKSPACE
+    module.__file__ = path
+    module.__cached__ = None
+    module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    exec(compile(source, path, "exec", 0, True), module.__dict__)
+    return 0, None, None
+
+
+def exit_code(request):
+    """What python makes of SystemExit's value."""
+    code = request.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF if -(2**63) <= code < 2**63 else 0xFF
+    show(f"{code}\n")
+    return 1
+
+
+def failure(error):
+    """Shows an exception as python does. Returns what `run` does."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HERE):
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ not in ("__main__", "builtins"):
+        name = f"{kind.__module__}.{name}"
+    try:
+        message = str(error)
+    except Exception:
+        message = "<exception str() failed>"
+    text = "".join(traceback.format_exception(error))
+    if sys.excepthook is sys.__excepthook__:
+        show(text)
+    else:
+        try:
+            sys.excepthook(kind, error, trace)
+        except SystemExit as request:
+            code = exit_code(request)
+        except BaseException as hook_error:
+            hook_text = "".join(traceback.format_exception(hook_error))
+            show(f"Error in sys.excepthook:\n{hook_text}\nOriginal exception was:\n{text}")
+    return code, None, {"type": cut(name), "message": cut(message), "traceback": cut(text)}
+
+
+def show(text):
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except Exception:
+        pass  # the code has closed it, or put something else in its place
+
+
+def cut(text):
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
+
+
+def release_globals(module):
+    """Lets go of what the code's globals hold: files are flushed, `__del__` is called."""
+    namespace = module.__dict__
+    names = [name for name in namespace if name[:2] != "__"]
+    # Code that has left no name behind has left nothing to collect. Daemon threads would see their globals vanish.
+    if names and len(sys._current_frames()) == 1:
+        for name in names:
+            namespace[name] = None
+        gc.collect()
+
+
+def flush(stream):
+    try:
+        if stream is not None and not stream.closed:
+            stream.flush()
+        return True
+    except BaseException:
+        show(traceback.format_exc())
+        return False
+
+
+class Rehearsal:
+    """Runs code for nothing, so that what a run needs is imported, in memory, and the process's own."""
+
+    def __init__(self):
+        self._null = open(os.devnull, "w", 1, opener=lambda path, flags: keep_private(os.open(path, flags)))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._null.close()
+
+    def run_once(self):
+        self.run(b"print('output')\n'value'")
+
+    def run(self, source):
+        kept = sys.stdout, sys.stderr, sys.argv, sys.orig_argv, sys.path[0], sys.modules["__main__"]
+        sys.stdout = sys.stderr = self._null
+        module = new_main_module()
+        try:
+            code, _, _ = run(module, "code", CODE, ["-c"], {}, True, source)
+            if code == EXIT_INTERRUPTED:
+                raise KeyboardInterrupt
+            release_globals(module)
+            flush(sys.stdout)
+        finally:
+            sys.stdout, sys.stderr, sys.argv, sys.orig_argv, sys.path[0], sys.modules["__main__"] = kept
