@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import socket
 import struct
 import time
@@ -57,6 +58,16 @@ class Machine:
     def kill_run(self):
         """Kills every process of the run, also those that fork."""
         os.write(self._kill, b"1")
+
+    def kill_all_but(self, pid):
+        """Kills the processes of the run that are not the engine's own."""
+        with open(RUN + "/cgroup.procs") as processes:
+            for other in map(int, processes.read().split()):
+                if other != pid:
+                    try:
+                        os.kill(other, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
 
     def ran_out_of_memory(self):
         """Whether the kernel has killed a process of the run for memory since this was asked last."""

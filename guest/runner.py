@@ -3,6 +3,9 @@
     init ─ runner ─┬─ engine    warm; forks children, and runs none of the user's code itself
                    └─ child     forked in advance; runs the code of one exec
 
+An engine that must not fork (`IN_PLACE`) is its own child: it runs the code of one exec after the other, and what is said
+here of a child's end is then said of the end of its run.
+
 One thread, one loop, and nothing waits but the loop. What is done before `ready` is in the snapshot, what is done after it
 is what somebody waits for, and is emulated code that runs for the first time: so all that can be done early is, whole execs
 are rehearsed before the runner says `ready`, and what remains keeps to few and plain operations.
@@ -31,7 +34,8 @@ PROTOCOL = 1
 PORT_NAME = "dh.channel"
 PORT_WAIT_S = 10
 PYTHON = "/usr/bin/python3"
-ENGINE = "python"
+SETTINGS = "/usr/lib/dh/engine.json"  # what the image's template says of the engine
+IN_PLACE = ("deephaven",)
 ENGINE_CONTROL = 3  # the descriptor by which an engine knows its runner
 
 NO_JOB_YET = bytes(4)  # the length of an empty one
@@ -41,6 +45,7 @@ MAX_CREDIT = 65_536
 MAX_UNSENT = 262_144  # bytes; beyond them the code's output is not read, and the code waits for the host
 MAX_HEADER = 1_048_576
 MAX_TEXT = 65_536  # characters of a text in a result
+MAX_NAME = 1_024  # characters of a name in it
 MAX_REPORT = 4_194_304  # bytes; more than four such texts can take in JSON
 DEFAULT_GRACE_MS = 2_000
 DRAIN_S = 2.0  # for the pipes to end once all of a run's processes have been killed
@@ -96,8 +101,9 @@ class Writer:
 class Run:
     """One exec: from the fork of its process, long before its code is known, to the end of that process."""
 
-    def __init__(self, engine):
-        """Has the engine fork the process."""
+    def __init__(self, engine, in_place):
+        """Has the engine fork the process, or become it."""
+        self.in_place = in_place
         stdin, to_stdin = os.pipe()
         self.stdout, stdout = os.pipe()
         self.stderr, stderr = os.pipe()
@@ -151,6 +157,10 @@ class Run:
         if end_of_line >= 0 and end_of_line + 2 == len(self.reported):
             self.exit_code = self.reported[-1]
 
+    @property
+    def has_ended_in_place(self):
+        return self.in_place and self.exit_code is not None
+
     def result(self, out_of_memory):
         """The header of the result's frame."""
         exit_code, signal_number = self.exit_code, None
@@ -162,14 +172,15 @@ class Run:
             f'{{"type":"result","id":{self.id},"outcome":"{"exited" if signal_number is None else "signaled"}",'
             f'"exit_code":{exit_code},"signal":{signal_number or "null"},'
             f'"out_of_memory":{"true" if out_of_memory else "false"},'
-            f'"run_ms":{self.ended_ns - self.started_ns}e-6,"tables":[],'
+            f'"run_ms":{self.ended_ns - self.started_ns}e-6,'
         ).encode()
         return head + read_report(self.reported, MAX_HEADER - len(head))
 
 
 class Runner:
-    def __init__(self, engine, channel):
+    def __init__(self, engine, name, channel):
         self._engine = engine  # None when it has ended
+        self._engine_name = name
         self._channel = channel
         self._channel_events = select.EPOLLIN
         self._machine = Machine()
@@ -197,7 +208,7 @@ class Runner:
         self._asleep, self._greeted = True, False
         self._watch(channel.descriptor, self._on_channel)
         self._send(_to_json({
-            "type": "ready", "protocol": PROTOCOL, "engine": ENGINE, "engine_version": engine_version,
+            "type": "ready", "protocol": PROTOCOL, "engine": self._engine_name, "engine_version": engine_version,
             "stdin_on_demand": self._next.listener is not None,
         }).encode())
 
@@ -359,7 +370,7 @@ class Runner:
     def _fork(self):
         # While this lasts, orphans come to the runner: so the child becomes its own. All others are for init to reap.
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._next = Run(self._engine)
+        self._next = Run(self._engine, self._engine_name in IN_PLACE)
 
     def _on_engine(self, *_):
         message, descriptors, _, _ = socket.recv_fds(self._engine, 64, 1)
@@ -423,6 +434,9 @@ class Runner:
         self._close(run, pidfd)
         if run.ended_ns is None:
             run.ended_ns = time.monotonic_ns()
+        if run.in_place and self._engine is not None:  # it has ended with the run
+            self._forget(self._engine.fileno())
+            self._engine = None
         if not run.answered:
             self._machine.kill_run()  # what it leaves behind, and what may hold its pipes
         run.deadline = time.monotonic() + DRAIN_S
@@ -448,9 +462,11 @@ class Runner:
                     self._forget(descriptor)
             if run.listener is not None:
                 self._forget(run.listener.descriptor)
-            if run.status is None:
+            if run.has_ended_in_place:
+                self._machine.kill_all_but(run.pid)
+            elif run.status is None:
                 self._machine.kill_run()
-        if run.status is not None:
+        if run.status is not None or run.has_ended_in_place:
             self._run = None
             for descriptor in list(run.descriptors):
                 self._close(run, descriptor)
@@ -543,19 +559,20 @@ def make_job(header, source):
     for name in env:
         if not name or "=" in name:
             raise Refused("exec: env has an impossible name")
-    return marshal.dumps((mode, filename, argv, env, header.get("show_result") is True, source))
+    return marshal.dumps((header.get("show_tables") is True, mode, filename, argv, env, header.get("show_result") is True, source))
 
 
 def read_report(data, limit):
-    """The last two members of a result's header, from what a process has reported of its code. If that is missing or not
-    in order (the code can have interfered) there is neither a repr nor an error."""
+    """The last members of a result's header, from what a process has reported of its code. If that is missing or not in
+    order (the code can have interfered) there is neither a repr nor an error nor a table."""
     line, _, _ = data.partition(b"\n")
-    nothing = b'"result_repr":null,"error":null}'
+    nothing = b'"result_repr":null,"error":null,"tables":[]}'
     if not line:
         return nothing
     try:
         report = json.loads(line)
         result_repr, error = report["result_repr"], report["error"]
+        tables = [read_table(table) for table in report.get("tables", ())]
         size = MAX_TEXT
         while True:
             members = {
@@ -563,13 +580,30 @@ def read_report(data, limit):
                 "error": None if error is None else {
                     name: cut(error[name], size) for name in ("type", "message", "traceback")
                 },
+                "tables": tables,
             }
             members = _to_json(members).encode()[1:]
             if len(members) <= limit:
                 return members
-            size //= 2  # four texts of control characters: JSON makes six bytes of each
+            if tables:
+                tables.pop()
+            else:
+                size //= 2  # four texts of control characters: JSON makes six bytes of each
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return nothing
+
+
+def read_table(table):
+    """What is known of a table, as the protocol has it."""
+    name, row_count, preview, error = table["name"], table["row_count"], table["preview"], table["error"]
+    return {
+        "name": None if name is None else cut(name, MAX_NAME),
+        "row_count": None if row_count is None else int(row_count),
+        "is_refreshing": bool(table["is_refreshing"]),
+        "columns": [{"name": cut(column["name"], MAX_NAME), "type": cut(column["type"], MAX_NAME)} for column in table["columns"]],
+        "preview": None if preview is None else cut(preview, MAX_TEXT),
+        "error": None if error is None else cut(error, MAX_TEXT),
+    }
 
 
 def cut(text, size):
@@ -621,14 +655,14 @@ def open_port():
     raise Fatal(f"no virtio port is named {PORT_NAME}")
 
 
-def start_engine():
+def start_engine(name):
     """Returns the socket by which it is spoken to. It is an ordinary interpreter, not `python -I`: code sees its flags."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # python asks of its standard streams what they are when it starts: as in a run, they are pipes.
     source, sink = os.pipe()
     places = ((source, 0), (sink, 1), (sink, 2), (its.fileno(), ENGINE_CONTROL))  # in this order: one may be at 3
     os.posix_spawn(
-        PYTHON, [PYTHON, f"{sys.path[0]}/engine_{ENGINE}.py"], os.environ,
+        PYTHON, [PYTHON, f"{sys.path[0]}/engine_{name}.py"], os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, descriptor, place) for descriptor, place in places],
     )
     for descriptor in (its.detach(), source, sink):
@@ -656,7 +690,7 @@ def rehearse(runner, host):
     source = b"import sys\nprint(input(), file=sys.stderr)\nprint('output')\n'result'"
     for mode, filename in (("code", "<string>"), ("script", "rehearsal.py")) * 2:
         request = {"id": 1, "mode": mode, "filename": filename, "argv": ["-c"], "env": {"REHEARSAL": "1"}}
-        result = converse({"type": "exec", "wall_clock_ns": time.time_ns(), "show_result": True, **request}, source, "result")
+        result = converse({"type": "exec", "wall_clock_ns": time.time_ns(), "show_result": True, "show_tables": True, **request}, source, "result")
         if result["exit_code"] != 0:
             raise Fatal(f"the rehearsal failed: {result}")
     os.unlink("/workspace/rehearsal.py")
@@ -665,13 +699,15 @@ def rehearse(runner, host):
 
 
 def main():
-    engine = start_engine()
+    with open(SETTINGS) as file:
+        name = json.load(file)["engine"]
+    engine = start_engine(name)
     channel = Channel(open_port())
     what, _, version = engine.recv(64).decode().partition(" ")
     if what != "ready":
         raise Fatal("the engine has ended before it was ready")  # and has said why
     near, far = socket.socketpair()
-    runner = Runner(engine, Channel(near.detach()))
+    runner = Runner(engine, name, Channel(near.detach()))
     rehearse(runner, Channel(far.detach()))
     gc.collect()
     gc.freeze()  # the collector leaves what is there alone, and so its pages

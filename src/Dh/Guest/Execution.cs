@@ -34,6 +34,9 @@ public sealed record ExecutionRequest
     /// <summary>Whether the value of a last expression is wanted.</summary>
     public bool ShowResult { get; init; } = true;
 
+    /// <summary>Whether the tables that the code assigns are wanted: looking at them takes the guest some time. Default: yes.</summary>
+    public bool ShowTables { get; init; } = true;
+
     /// <summary>Standard input, read only when code in the guest waits for it; null for an empty one.</summary>
     public Stream? Input { get; init; }
 
@@ -83,6 +86,33 @@ public enum ExecutionOutcome
 /// <param name="Traceback">As Python prints it.</param>
 public sealed record ExecutionError(string Type, string Message, string Traceback);
 
+/// <summary>A column of a table.</summary>
+/// <param name="Name">Its name.</param>
+/// <param name="Type">Its type's name, as Java has it.</param>
+public sealed record TableColumn(string Name, string Type);
+
+/// <summary>A table that code has assigned, or that its last expression is.</summary>
+public sealed record TablePreview
+{
+    /// <summary>The variable; null for the last expression's.</summary>
+    public string? Name { get; init; }
+
+    /// <summary>How many rows it has; null when that cannot be said.</summary>
+    public long? RowCount { get; init; }
+
+    /// <summary>Whether it changes by itself.</summary>
+    public bool IsRefreshing { get; init; }
+
+    /// <summary>Its columns, in their order.</summary>
+    public IReadOnlyList<TableColumn> Columns { get; init; } = [];
+
+    /// <summary>The first ten rows, as text; null when it cannot be shown.</summary>
+    public string? Preview { get; init; }
+
+    /// <summary>Why it cannot be shown.</summary>
+    public string? Error { get; init; }
+}
+
 /// <summary>What came of a run.</summary>
 public sealed record ExecutionResult
 {
@@ -103,6 +133,9 @@ public sealed record ExecutionResult
 
     /// <summary>The exception that ended it.</summary>
     public ExecutionError? Error { get; init; }
+
+    /// <summary>The tables that the code has assigned, in the order of assignment, then that of its last expression; empty for engines without tables.</summary>
+    public IReadOnlyList<TablePreview> Tables { get; init; } = [];
 
     /// <summary>From sending the code until the result was here.</summary>
     public TimeSpan Elapsed { get; init; }

@@ -30,6 +30,8 @@ internal sealed record GuestHeader
 
     public ExecutionError? Error { get; init; }
 
+    public IReadOnlyList<TablePreview>? Tables { get; init; }
+
     public double RunMs { get; init; }
 
     public long? WallClockNs { get; init; }
@@ -40,7 +42,7 @@ internal sealed record GuestHeader
 internal sealed record HelloHeader(string Type, int Protocol, long WallClockNs, string Hostname, string MachineId, string BootId);
 
 internal sealed record ExecHeader(
-    string Type, long Id, string Mode, string Filename, IReadOnlyList<string> Argv, IReadOnlyDictionary<string, string> Env, long WallClockNs, bool ShowResult);
+    string Type, long Id, string Mode, string Filename, IReadOnlyList<string> Argv, IReadOnlyDictionary<string, string> Env, long WallClockNs, bool ShowResult, bool ShowTables);
 
 internal sealed record StdinHeader(string Type, long Id, bool Eof);
 

@@ -93,7 +93,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         long id = ++_lastId;
         string name = request.Mode == ExecutionMode.Code ? "-c" : request.Filename;
         var exec = new ExecHeader(
-            "exec", id, request.Mode == ExecutionMode.Code ? "code" : "script", request.Filename, [name, .. request.Arguments], request.Environment, WallClockNs(), request.ShowResult);
+            "exec", id, request.Mode == ExecutionMode.Code ? "code" : "script", request.Filename, [name, .. request.Arguments], request.Environment, WallClockNs(), request.ShowResult, request.ShowTables);
         _state = State.Running;
         // Not waited for: a guest that does not take the code is interrupted like one that does not end it.
         var sending = _channel.WriteAsync(exec, GuestJson.Default.ExecHeader, source, CancellationToken.None);
@@ -152,6 +152,11 @@ internal sealed class GuestSession(Socket socket) : IDisposable
             throw Break("its `result` has no valid run_ms and error");
         }
 
+        if (header.Tables?.Any(table => table is null or { Columns: null } || table.Columns.Any(column => column is null or { Name: null } or { Type: null })) == true)
+        {
+            throw Break("its `result` has no valid tables");
+        }
+
         return new ExecutionResult
         {
             Outcome = interrupted ?? (header.Outcome == "exited" ? ExecutionOutcome.Exited : ExecutionOutcome.Signaled),
@@ -160,6 +165,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
             OutOfMemory = header.OutOfMemory,
             ResultRepr = header.ResultRepr,
             Error = header.Error,
+            Tables = header.Tables ?? [],
             GuestRunMilliseconds = header.RunMs,
         };
     }

@@ -1,6 +1,7 @@
 using System.Text;
 using System.Text.Json;
 using Dh.Guest;
+using Dh.Preparation;
 using Dh.TestSupport;
 
 namespace Dh.Tests.Guest;
@@ -20,7 +21,7 @@ public sealed class GuestSessionTests : IDisposable
     public async Task A_run_streams_its_output_and_ends_with_its_result()
     {
         await GreetAsync();
-        var output = new TextOutput();
+        var output = new CapturedText();
         var running = _session.ExecuteAsync(new ExecutionRequest { Source = "code" }, output, Cancellation);
         var (type, body) = await _guest.HearFrameAsync();
         Assert.Equal(("exec", "code"), (type, Encoding.UTF8.GetString(body)));
@@ -108,13 +109,15 @@ public sealed class GuestSessionTests : IDisposable
     [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 256}""", "its `result` has no valid outcome and exit_code")]
     [InlineData("""{"type": "result", "id": 1, "outcome": "won", "exit_code": 0}""", "its `result` has no valid outcome and exit_code")]
     [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "run_ms": 1e999}""", "its `result` has no valid run_ms and error")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "tables": [null]}""", "its `result` has no valid tables")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "tables": [{"columns": [{"name": "x"}]}]}""", "its `result` has no valid tables")]
     [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 1, "error": {"type": "E"}}""", "its `result` has no valid run_ms and error")]
     public async Task A_frame_that_the_run_does_not_allow_ends_it(string header, string what)
     {
         await GreetAsync();
         await _guest.SayFrameAsync(header);
         Assert.Equal($"The guest broke its protocol: {what}.", await RunFailsAsync());
-        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.ExecuteAsync(new ExecutionRequest { Source = "" }, new TextOutput(), Cancellation));
+        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.ExecuteAsync(new ExecutionRequest { Source = "" }, new CapturedText(), Cancellation));
     }
 
     [Fact(Timeout = TestLimitMs)]
@@ -132,7 +135,7 @@ public sealed class GuestSessionTests : IDisposable
         await GreetAsync();
         await _guest.SayFrameAsync(FakeGuest.Result());
         await _guest.SayFrameAsync("""{"type": "stdout", "id": 1}""", "late"u8.ToArray());
-        var output = new TextOutput();
+        var output = new CapturedText();
         await _session.ExecuteAsync(new ExecutionRequest { Source = "" }, output, Cancellation);
         Assert.Equal("The guest broke its protocol: a `stdout` for request 1 while 2 runs.", await RunFailsAsync(output));
         Assert.Equal("", output.Text);
@@ -156,7 +159,7 @@ public sealed class GuestSessionTests : IDisposable
     {
         await GreetAsync();
         using var input = new MemoryStream("abcdef"u8.ToArray());
-        var running = _session.ExecuteAsync(new ExecutionRequest { Source = "", Input = input }, new TextOutput(), Cancellation);
+        var running = _session.ExecuteAsync(new ExecutionRequest { Source = "", Input = input }, new CapturedText(), Cancellation);
         Assert.Equal("exec", (await _guest.HearFrameAsync()).Type);
         await _guest.SayFrameAsync("""{"type": "stdin-credit", "id": 1, "bytes": 4}""");
         Assert.Equal("abcd", Encoding.UTF8.GetString((await _guest.HearFrameAsync()).Body));
@@ -179,7 +182,7 @@ public sealed class GuestSessionTests : IDisposable
     {
         await GreetAsync();
         var request = new ExecutionRequest { Source = new string('#', ExecutionRequest.MaxSourceBytes), Timeout = TimeSpan.FromMilliseconds(100) };
-        Assert.Equal(ExecutionOutcome.Timeout, (await _session.ExecuteAsync(request, new TextOutput(), Cancellation)).Outcome);
+        Assert.Equal(ExecutionOutcome.Timeout, (await _session.ExecuteAsync(request, new CapturedText(), Cancellation)).Outcome);
     }
 
     [Fact(Timeout = 60_000)]
@@ -235,7 +238,7 @@ public sealed class GuestSessionTests : IDisposable
     private async Task<string> RunFailsAsync(IOutputSink? output = null, Stream? input = null)
     {
         var request = new ExecutionRequest { Source = "", Input = input };
-        var failure = await Assert.ThrowsAsync<DhException>(() => _session.ExecuteAsync(request, output ?? new TextOutput(), Cancellation));
+        var failure = await Assert.ThrowsAsync<DhException>(() => _session.ExecuteAsync(request, output ?? new CapturedText(), Cancellation));
         Assert.Equal(DhErrorReason.Guest, failure.Reason);
         return failure.Message;
     }
@@ -247,7 +250,7 @@ public sealed class GuestSessionTests : IDisposable
         using var session = new GuestSession(guest.Near);
         var said = guest.SayAsync(bytes).ContinueWith(_ => guest.HangUp(), TaskScheduler.Default);
         await session.GreetAsync(AnswerLimit, Cancellation);
-        var result = await session.ExecuteAsync(new ExecutionRequest { Source = "1", Input = Stream.Null }, new TextOutput(), Cancellation);
+        var result = await session.ExecuteAsync(new ExecutionRequest { Source = "1", Input = Stream.Null }, new CapturedText(), Cancellation);
         Assert.InRange(result.ExitCode, 0, 255);
         _ = JsonSerializer.Serialize(result.GuestRunMilliseconds);
         await said;
@@ -286,19 +289,6 @@ public sealed class GuestSessionTests : IDisposable
         return [.. bytes];
     }
 #pragma warning restore CA5394
-
-    private sealed class TextOutput : IOutputSink
-    {
-        private readonly StringBuilder _text = new();
-
-        public string Text => _text.ToString();
-
-        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
-        {
-            _text.Append(Encoding.UTF8.GetString(bytes.Span));
-            return ValueTask.CompletedTask;
-        }
-    }
 
     /// <summary>Input that never comes.</summary>
     private sealed class SilentStream : MemoryStream
