@@ -2,6 +2,7 @@ using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
+using Dh.Guest;
 using Dh.Paging;
 using Dh.Snapshots;
 
@@ -28,7 +29,7 @@ internal sealed record ExecOutput
 
     public ErrorOutput? Error { get; init; }
 
-    public IReadOnlyList<JsonElement> Tables { get; init; } = [];
+    public IReadOnlyList<TableOutput> Tables { get; init; } = [];
 
     public string? Version { get; init; }
 
@@ -50,6 +51,16 @@ internal sealed record ExecOutput
 
     public void WriteTo(Stream stream) => JsonOutput.Write(stream, this, JsonOutput.Default.ExecOutput);
 }
+
+/// <summary>A table that the code has assigned, or, without a name, that of its last expression.</summary>
+internal sealed record TableOutput(string? Name, long? RowCount, bool IsRefreshing, IReadOnlyList<ColumnOutput>? Columns, string? Preview, string? Error)
+{
+    public static TableOutput Of(TablePreview table, bool withMeta) => new(
+        table.Name, table.RowCount, table.IsRefreshing, withMeta ? [.. table.Columns.Select(column => new ColumnOutput(column.Name, column.Type))] : null, table.Preview, table.Error);
+}
+
+/// <summary>A column of a table.</summary>
+internal sealed record ColumnOutput(string Name, string Type);
 
 /// <summary>An exception of the code, or why <c>dh</c> failed.</summary>
 internal sealed record ErrorOutput(string Type, string Message, string? Traceback);

@@ -60,7 +60,7 @@ internal sealed partial record VersionChoice(string? Template, string? Version, 
 
     private DhException NotFound(SnapshotStore store, IReadOnlyList<Snapshot> snapshots, DhHome home)
     {
-        string prepare = "dh vm prepare" + (Template is not null ? $" --template {Template}" : "");
+        string prepare = "dh vm prepare" + (Template is not null ? $" --template {Template}" : "") + (Version is not null ? $" --version {Version}" : "");
         // The reasons name the files: TEMPLATE-VERSION/ID/NAME.
         string name = Template is null ? "" : $"/{Template}-";
         string[] damaged = [.. store.Damaged().Where(why => why.Contains(name, StringComparison.Ordinal) && (Version is null || why.Contains($"-{Version}/", StringComparison.Ordinal)))];

@@ -33,8 +33,8 @@ internal sealed class ExecCommand : Command
     private readonly Option<bool> _json = new("--json") { Description = "Print one JSON object on stdout. (Also: DH_JSON=1)" };
     private readonly Option<bool> _verbose = new("--verbose", "-v") { Description = "Say on stderr what is done and how long it takes." };
     private readonly Option<bool> _quiet = new("--quiet", "-q") { Description = "No remarks on stderr, only errors." };
-    private readonly Option<bool> _noShowTables = new("--no-show-tables") { Description = "Do not show tables; the python engine makes none." };
-    private readonly Option<bool> _noTableMeta = new("--no-table-meta") { Description = "Do not describe tables; the python engine makes none." };
+    private readonly Option<bool> _noShowTables = new("--no-show-tables") { Description = "Do not show the tables that the code has assigned." };
+    private readonly Option<bool> _noTableMeta = new("--no-table-meta") { Description = "Show tables without their rows' number and their columns." };
 
     private readonly long _entered;
     private string[] _operands = [];
@@ -192,6 +192,7 @@ internal sealed class ExecCommand : Command
                 Stderr = captured.Error,
                 StderrTruncated = captured.ErrorTruncated,
                 ResultRepr = result.ResultRepr,
+                Tables = [.. result.Tables.Select(table => TableOutput.Of(table, !parsed.GetValue(_noTableMeta)))],
                 Error = result.Error is { } error ? new ErrorOutput(error.Type, error.Message, error.Traceback) : null,
                 Version = manifest.Version,
                 Isolation = Isolation.Name(sandbox.Isolation),
@@ -205,6 +206,11 @@ internal sealed class ExecCommand : Command
             if (result.ResultRepr is { } repr)
             {
                 streams.WriteLine(OutputStream.Output, repr);
+            }
+
+            foreach (var table in result.Tables)
+            {
+                streams.WriteLine(OutputStream.Output, TableText.Of(table, !parsed.GetValue(_noTableMeta)));
             }
 
             if (Ending(result, request) is { } ending)
@@ -250,7 +256,7 @@ internal sealed class ExecCommand : Command
                     Arguments = _operands[1..],
                     Input = Console.OpenStandardInput(),
                 };
-        return request with { Environment = ReadEnvironment(parsed.GetValue(_environment) ?? []), Timeout = ReadTimeout(parsed.GetValue(_timeout)) };
+        return request with { ShowTables = !parsed.GetValue(_noShowTables), Environment = ReadEnvironment(parsed.GetValue(_environment) ?? []), Timeout = ReadTimeout(parsed.GetValue(_timeout)) };
     }
 
     private static Dictionary<string, string> ReadEnvironment(string[] settings)

@@ -17,7 +17,8 @@ internal sealed class PrepareCommand : Command
     private readonly Option<AcceleratorChoice> _accelerator = new("--accel") { HelpName = "auto|kvm|tcg", Description = "Hardware virtualization or emulation." };
     private readonly Option<int?> _memory = new("--memory") { HelpName = "MIB", Description = "The guest's memory. (Default: the template's)" };
     private readonly Option<int> _cpus = new("--cpus") { HelpName = "N", DefaultValueFactory = _ => 2, Description = "The guest's virtual CPUs." };
-    private readonly Option<string[]> _pip = new("--pip") { HelpName = "REQUIREMENT", Description = "A Python package beside the template's; may be repeated." };
+    private readonly Option<string[]> _packages = new("--package", "--pip") { HelpName = "REQUIREMENT", Description = "A Python package beside the template's; may be repeated." };
+    private readonly Option<string?> _jvmArguments = new("--jvm-args") { HelpName = "ARGS", Description = "Arguments for the JVM beside the template's, with spaces between them." };
     private readonly Option<string?> _wheelhouse = new("--wheelhouse") { HelpName = "DIR", Description = "Take Python packages from this directory only." };
     private readonly Option<string?> _mirror = new("--mirror") { HelpName = "URL", Description = "The Debian mirror. (Default: the ones of this host)" };
     private readonly Option<string?> _compress = new("--compress") { HelpName = "lz4", Description = "Keep the memory compressed; restores then need a userfaultfd. (Default: not compressed)" };
@@ -26,7 +27,7 @@ internal sealed class PrepareCommand : Command
     public PrepareCommand()
         : base("prepare", "Builds an image, boots it, and keeps a snapshot of its memory.")
     {
-        Option[] options = [_version, _template, _vmm, _accelerator, _memory, _cpus, _pip, _wheelhouse, _mirror, _compress, _force];
+        Option[] options = [_version, _template, _vmm, _accelerator, _memory, _cpus, _packages, _jvmArguments, _wheelhouse, _mirror, _compress, _force];
         foreach (var option in options)
         {
             Add(option);
@@ -48,11 +49,11 @@ internal sealed class PrepareCommand : Command
         long started = Stopwatch.GetTimestamp();
         var options = new PreparationOptions
         {
-            Template = FindTemplate(parsed.GetValue(_template), parsed.GetValue(_version)),
+            Template = FindTemplate(parsed.GetValue(_template), parsed.GetValue(_version), parsed.GetValue(_jvmArguments)),
             MemoryMib = parsed.GetValue(_memory),
             Cpus = parsed.GetValue(_cpus),
             Wheelhouse = parsed.GetValue(_wheelhouse),
-            PipPackages = parsed.GetValue(_pip) ?? [],
+            PipPackages = parsed.GetValue(_packages) ?? [],
             Accelerator = parsed.GetValue(_accelerator),
             Compress = parsed.GetValue(_compress) is not null,
             Force = parsed.GetValue(_force),
@@ -79,10 +80,14 @@ internal sealed class PrepareCommand : Command
         return (int)ExitCode.Success;
     }
 
-    private static Template FindTemplate(string? template, string? version)
+    private static Template FindTemplate(string? template, string? version, string? jvmArguments)
     {
         var found = Template.Find(template ?? (version is null ? "python" : "deephaven"), Installation.Current.TemplatesDirectory);
-        return version is null ? found : found.WithVersion(version);
+        found = version is null ? found : found.WithVersion(version);
+        string[] added = jvmArguments?.Split(' ', StringSplitOptions.RemoveEmptyEntries) ?? [];
+        return added.Length == 0 ? found
+            : found.Engine == "deephaven" ? found with { JvmArguments = [.. found.JvmArguments, .. added] }
+            : throw new DhException(DhErrorReason.Usage, $"--jvm-args is for templates with the engine deephaven; that of '{found.Name}' is {found.Engine}.");
     }
 
     private static async Task<Snapshot> PrepareAsync(PreparationOptions options, CancellationToken cancellationToken)

@@ -11,7 +11,7 @@ namespace Dh.Images;
 internal sealed class ImageHash : IDisposable
 {
     /// <summary>Counted up when the same inputs are built into something else.</summary>
-    private const string Recipe = "dh image recipe 1";
+    private const string Recipe = "dh image recipe 2";
 
     private readonly IncrementalHash _hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
 
@@ -31,6 +31,7 @@ internal sealed class ImageHash : IDisposable
         hash.AddAll(Recipe, AptSource.Architecture, template.Name, template.Engine, template.Version ?? "", template.Suite, template.WarmupCode);
         hash.AddAll([.. template.Packages.Distinct().Order(StringComparer.Ordinal)]);
         hash.AddAll([.. requirements.Order(StringComparer.Ordinal)]);
+        hash.AddAll([.. template.JvmArguments]);
         hash.AddAll([.. KernelPackage.GuestModules]);
         foreach (string file in guest.All.OrderBy(Path.GetFileName, StringComparer.Ordinal))
         {

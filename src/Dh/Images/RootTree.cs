@@ -1,5 +1,7 @@
 using System.Runtime.Versioning;
 using System.Text;
+using System.Text.Json;
+using System.Text.Json.Serialization;
 
 namespace Dh.Images;
 
@@ -83,8 +85,8 @@ internal sealed class RootTree(string path, BuildNamespace workspace)
         return current;
     }
 
-    /// <summary>Puts the guest's files in: runner, engines and the warm-up code.</summary>
-    /// <param name="template">Whose warm-up code.</param>
+    /// <summary>Puts the guest's files in: runner, engines, the warm-up code, and which engine it is.</summary>
+    /// <param name="template">Whose warm-up code and engine.</param>
     /// <param name="guestFiles">The runner's and the engines' files.</param>
     public void AddGuestFiles(Template template, IEnumerable<string> guestFiles)
     {
@@ -94,6 +96,7 @@ internal sealed class RootTree(string path, BuildNamespace workspace)
         }
 
         Write($"{GuestDirectory}/warmup.py", Encoding.UTF8.GetBytes(template.WarmupCode));
+        Write($"{GuestDirectory}/engine.json", JsonSerializer.SerializeToUtf8Bytes(new EngineSettings(template.Engine, template.JvmArguments), EngineJson.Default.EngineSettings));
     }
 
     /// <summary>The version of the tree's interpreter: <c>3.11.2</c>.</summary>
@@ -209,3 +212,12 @@ internal sealed class RootTree(string path, BuildNamespace workspace)
         }
     }
 }
+
+/// <summary>What the runner and the engine are told by a file of the image (guest/runner.py).</summary>
+/// <param name="Engine">The engine.</param>
+/// <param name="JvmArgs">Arguments for its JVM.</param>
+internal sealed record EngineSettings(string Engine, IReadOnlyList<string> JvmArgs);
+
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower)]
+[JsonSerializable(typeof(EngineSettings))]
+internal sealed partial class EngineJson : JsonSerializerContext;

@@ -7,7 +7,7 @@ namespace Dh.Images;
 public sealed record Template
 {
     /// <summary>The engines that this build knows.</summary>
-    public static IReadOnlyList<string> Engines { get; } = ["python"];
+    public static IReadOnlyList<string> Engines { get; } = ["python", "deephaven"];
 
     /// <summary>What image and snapshot directories are named after: 1 to 40 of <c>a-z 0-9 -</c>, a letter or digit first.</summary>
     public required string Name { get; init; }
@@ -29,6 +29,9 @@ public sealed record Template
 
     /// <summary>Python requirements in pip's notation; <c>{version}</c> in them stands for <see cref="Version"/>.</summary>
     public IReadOnlyList<string> Requirements { get; init; } = [];
+
+    /// <summary>Arguments for the JVM of the engine <c>deephaven</c>, besides those that Deephaven passes by itself.</summary>
+    public IReadOnlyList<string> JvmArguments { get; init; } = [];
 
     /// <summary>The guest's memory in MiB, 128 to 1,048,576.</summary>
     public int MemoryMib { get; init; } = 512;

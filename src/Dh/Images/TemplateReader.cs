@@ -13,7 +13,7 @@ internal sealed partial class TemplateReader
     private const int MaxMemoryMib = 1_048_576;
 
     private static readonly string[] KnownKeys =
-        ["name", "description", "engine", "version", "suite", "packages", "pip", "memory_mib", "warmup.code", "record.code"];
+        ["name", "description", "engine", "version", "suite", "packages", "pip", "jvm_args", "memory_mib", "warmup.code", "record.code"];
 
     private static readonly string[] KnownTables = ["warmup", "record"];
 
@@ -62,6 +62,7 @@ internal sealed partial class TemplateReader
         Suite = String("suite", SuitePattern, "a Debian release by its code name, such as \"bookworm\"") ?? "bookworm",
         Packages = Strings("packages", PackagePattern, "a Debian package's name") ?? throw Missing("packages = [\"python3\"]"),
         Requirements = Strings("pip", RequirementPattern, "one requirement in pip's notation, such as \"numpy==2.1\"; options do not belong here") ?? [],
+        JvmArguments = JvmArguments(),
         MemoryMib = Integer("memory_mib", MinMemoryMib, MaxMemoryMib) ?? 512,
         WarmupCode = String("warmup.code") ?? "",
         RecordCode = String("record.code") ?? "",
@@ -98,6 +99,14 @@ internal sealed partial class TemplateReader
         return Template.Engines.Contains(engine)
             ? engine
             : throw Error(_values["engine"].Span, $"unknown engine '{engine}'; known engines: {string.Join(", ", Template.Engines)}");
+    }
+
+    private string[] JvmArguments()
+    {
+        string[] arguments = Strings("jvm_args", JvmArgumentPattern, "one argument of the JVM, such as \"-Xmx1g\"") ?? [];
+        return arguments.Length == 0 || Engine() == "deephaven"
+            ? arguments
+            : throw Error(_values["jvm_args"].Span, $"'jvm_args' are for the engine deephaven; this template's is {Engine()}");
     }
 
     private string? String(string key, Regex? pattern = null, string? expected = null)
@@ -189,6 +198,9 @@ internal sealed partial class TemplateReader
     // Debian Policy 5.6.1; it also keeps mmdebstrap from taking an entry for a file or an apt pattern.
     [GeneratedRegex(@"\A[a-z0-9][a-z0-9+.-]+\z")]
     private static partial Regex PackagePattern { get; }
+
+    [GeneratedRegex(@"\A-[^\s\0]+\z")]
+    private static partial Regex JvmArgumentPattern { get; }
 
     [GeneratedRegex(@"\A[A-Za-z0-9][^\r\n]*\z")]
     private static partial Regex RequirementPattern { get; }

@@ -21,6 +21,10 @@ namespace Dh.Preparation;
 public static class SnapshotPreparation
 {
     private const int BootAttempts = 3;
+
+    // What an engine says that could not be started (guest/execution.py, `log`): it would not the next time either.
+    private const string EngineFailure = "dh engine: ";
+
     private const long FullDiskBytes = 1 << 20;
 
     // Two runs of the same code differ in a few pages: which CPU a thread comes to run on, which page the guest's kernel takes next.
@@ -32,6 +36,9 @@ public static class SnapshotPreparation
     private const string VerificationOutput = "42 True\n";
 
     private static readonly TimeSpan BootTimeLimit = TimeSpan.FromSeconds(90);
+
+    // A JVM, its server and the warm-up of its query compiler take a minute and more under TCG.
+    private static readonly TimeSpan JvmBootTimeLimit = TimeSpan.FromMinutes(10);
     private static readonly TimeSpan RecordTimeLimit = TimeSpan.FromMinutes(5);
     private static readonly TimeSpan StepTimeLimit = TimeSpan.FromSeconds(60);
 
@@ -244,7 +251,7 @@ public static class SnapshotPreparation
                 try
                 {
                     await vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
-                    await session.WaitReadyAsync(BootTimeLimit, cancellationToken).ConfigureAwait(false);
+                    await session.WaitReadyAsync(options.Template.Engine == "deephaven" ? JvmBootTimeLimit : BootTimeLimit, cancellationToken).ConfigureAwait(false);
                 }
                 catch (DhException e) when (e.Reason == DhErrorReason.Guest)
                 {
@@ -262,7 +269,7 @@ public static class SnapshotPreparation
                 // A page of the memory file that the disk has no room for is a SIGBUS for the VMM, which cannot say so (mmap(2)).
                 throw new IOException("No space left on device for guest memory", e);
             }
-            catch (DhException e) when (attempt < BootAttempts && e.Reason == DhErrorReason.Vmm)
+            catch (DhException e) when (attempt < BootAttempts && e.Reason == DhErrorReason.Vmm && !e.Message.Contains(EngineFailure, StringComparison.Ordinal))
             {
                 report("booting", $"attempt {attempt} failed: {e.Message}");
                 File.Delete(memory);

@@ -54,6 +54,10 @@ public sealed class TemplateTests
         Assert.Equal("print(1)", template.RecordCode);
     }
 
+    [Fact]
+    public void The_JVM_of_the_engine_deephaven_has_arguments() =>
+        Assert.Equal(["-Xmx1g", "-Da=b,c"], Template.Parse(Smallest + "engine = \"deephaven\"\njvm_args = [\"-Xmx1g\", \"-Da=b,c\"]", "t.toml").JvmArguments);
+
     [Theory]
     [InlineData("warmup.code = \"x\"")]
     [InlineData("warmup = { code = \"x\" }")]
@@ -61,9 +65,9 @@ public sealed class TemplateTests
     public void A_table_may_be_written_in_any_of_its_ways(string text) => Assert.Equal("x", Template.Parse(Smallest + text, "t.toml").WarmupCode);
 
     [Theory]
-    [InlineData("name = \"t\"\npakages = []", "t.toml:2: unknown key 'pakages' (did you mean 'packages'?); known keys: name, description, engine, version, suite, packages, pip, memory_mib, warmup.code, record.code")]
-    [InlineData(Smallest + "colour = 1", "t.toml:3: unknown key 'colour'; known keys: name, description, engine, version, suite, packages, pip, memory_mib, warmup.code, record.code")]
-    [InlineData(Smallest + "[warmup]\ncod = \"x\"", "t.toml:4: unknown key 'warmup.cod' (did you mean 'warmup.code'?); known keys: name, description, engine, version, suite, packages, pip, memory_mib, warmup.code, record.code")]
+    [InlineData("name = \"t\"\npakages = []", "t.toml:2: unknown key 'pakages' (did you mean 'packages'?); known keys: name, description, engine, version, suite, packages, pip, jvm_args, memory_mib, warmup.code, record.code")]
+    [InlineData(Smallest + "colour = 1", "t.toml:3: unknown key 'colour'; known keys: name, description, engine, version, suite, packages, pip, jvm_args, memory_mib, warmup.code, record.code")]
+    [InlineData(Smallest + "[warmup]\ncod = \"x\"", "t.toml:4: unknown key 'warmup.cod' (did you mean 'warmup.code'?); known keys: name, description, engine, version, suite, packages, pip, jvm_args, memory_mib, warmup.code, record.code")]
     [InlineData(Smallest + "[warmpu]\n", "t.toml:3: unknown table 'warmpu' (did you mean 'warmup'?); known tables: warmup, record")]
     [InlineData(Smallest + "[[record]]\n", "t.toml:3: 'record' is one table: write [record]")]
     [InlineData(Smallest + "warmup = \"x\"", "t.toml:3: 'warmup' is a table: write [warmup] and below it code = \"\"\"...\"\"\"")]
@@ -74,11 +78,13 @@ public sealed class TemplateTests
     [InlineData("name = \"t\"\npackages = [\"python3\", 3]", "t.toml:2: 'packages' must be an array of strings, not an array with something else in it")]
     [InlineData(Smallest + "memory_mib = \"512\"", "t.toml:3: 'memory_mib' must be an integer, not a string")]
     [InlineData(Smallest + "memory_mib = 64", "t.toml:3: 'memory_mib' is 128 to 1048576, not 64")]
-    [InlineData(Smallest + "engine = \"ruby\"", "t.toml:3: unknown engine 'ruby'; known engines: python")]
+    [InlineData(Smallest + "engine = \"ruby\"", "t.toml:3: unknown engine 'ruby'; known engines: python, deephaven")]
     [InlineData("name = \"../t\"\npackages = []", "t.toml:1: 'name' is 1 to 40 of a-z, 0-9 and '-', a letter or digit first, not \"../t\"")]
     [InlineData(Smallest + "version = \"a b\"", "t.toml:3: 'version' is 1 to 40 letters, digits and . + _ -, a letter or digit first, not \"a b\"")]
     [InlineData(Smallest + "suite = \"12\"", "t.toml:3: 'suite' is a Debian release by its code name, such as \"bookworm\", not \"12\"")]
     [InlineData("name = \"t\"\npackages = [\n  \"python3\",\n  \"--hook=x\",\n]", "t.toml:4: each of 'packages' is a Debian package's name, not \"--hook=x\"")]
+    [InlineData(Smallest + "jvm_args = [\"-Xmx1g\"]", "t.toml:3: 'jvm_args' are for the engine deephaven; this template's is python")]
+    [InlineData(Smallest + "engine = \"deephaven\"\njvm_args = [\"Xmx1g\"]", "t.toml:4: each of 'jvm_args' is one argument of the JVM, such as \"-Xmx1g\", not \"Xmx1g\"")]
     [InlineData(Smallest + "pip = [\"--index-url x\"]", "t.toml:3: each of 'pip' is one requirement in pip's notation, such as \"numpy==2.1\"; options do not belong here, not \"--index-url x\"")]
     public void A_mistake_is_named_with_its_line(string text, string message)
     {
