@@ -1,5 +1,5 @@
-using System.Text;
 using Dh.Guest;
+using Dh.Preparation;
 using Dh.Sandboxes;
 using Dh.Snapshots;
 
@@ -17,7 +17,7 @@ public sealed class CloneTests(PreparedHome prepared)
         for (int i = 0; i < 16; i++)
         {
             await using var sandbox = await Sandbox.RestoreAsync(snapshot, new SandboxOptions { Home = prepared.Home }, TestContext.Current.CancellationToken);
-            var output = new TextOutput();
+            var output = new CapturedText();
             var result = await sandbox.ExecuteAsync(new ExecutionRequest { Source = Code }, output, TestContext.Current.CancellationToken);
             double now = (DateTimeOffset.UtcNow - DateTimeOffset.UnixEpoch).TotalSeconds;
             Assert.Equal(0, result.ExitCode);
@@ -41,25 +41,12 @@ public sealed class CloneTests(PreparedHome prepared)
             vmm = sandbox.VmmProcessId;
             for (int i = 0; i < 3; i++)
             {
-                var output = new TextOutput();
+                var output = new CapturedText();
                 await sandbox.ExecuteAsync(new ExecutionRequest { Source = $"print({i})" }, output, TestContext.Current.CancellationToken);
                 Assert.Equal($"{i}\n", output.Text);
             }
         }
 
         Assert.False(Directory.Exists($"/proc/{vmm}"));
-    }
-
-    private sealed class TextOutput : IOutputSink
-    {
-        private readonly StringBuilder _text = new();
-
-        public string Text => _text.ToString();
-
-        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
-        {
-            _text.Append(Encoding.UTF8.GetString(bytes.Span));
-            return ValueTask.CompletedTask;
-        }
     }
 }

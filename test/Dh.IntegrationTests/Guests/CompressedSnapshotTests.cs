@@ -1,4 +1,3 @@
-using System.Text;
 using Dh.Guest;
 using Dh.Images;
 using Dh.Preparation;
@@ -70,7 +69,7 @@ public sealed class CompressedSnapshotTests(PreparedHome prepared) : IDisposable
     {
         await using var sandbox = await Sandbox.RestoreAsync(snapshot, new SandboxOptions { Home = home, MemoryPolicy = policy }, TestContext.Current.CancellationToken);
         Assert.Equal((policy, null), (sandbox.MemoryPolicy, sandbox.Notice));
-        var output = new TextOutput();
+        var output = new CapturedText();
         var result = await sandbox.ExecuteAsync(new ExecutionRequest { Source = code }, output, TestContext.Current.CancellationToken);
         Assert.Equal(0, result.ExitCode);
         return output.Text;
@@ -84,18 +83,5 @@ public sealed class CompressedSnapshotTests(PreparedHome prepared) : IDisposable
         Directory.CreateSymbolicLink(home.ImagesDirectory, prepared.Home.ImagesDirectory);
         Directory.CreateSymbolicLink(home.CacheDirectory, prepared.Home.CacheDirectory);
         return home;
-    }
-
-    private sealed class TextOutput : IOutputSink
-    {
-        private readonly StringBuilder _text = new();
-
-        public string Text => _text.ToString();
-
-        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
-        {
-            _text.Append(Encoding.UTF8.GetString(bytes.Span));
-            return ValueTask.CompletedTask;
-        }
     }
 }
