@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fuzz check bench bench-memory install clean
+.PHONY: help setup build demo test fuzz check bench bench-memory bench-deephaven install clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -16,7 +16,7 @@ SOURCES := $(shell find src native guest templates \( -name obj -o -name bin \) 
 	Directory.Build.props Directory.Packages.props global.json
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Install the Debian packages that are missing; check the SDK
 	@command -v dotnet >/dev/null && dotnet --version >/dev/null || \
@@ -69,6 +69,11 @@ bench-memory: setup build ## Measure how a Python guest's memory comes back
 	$(DH) vm prepare
 	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
 	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- memory
+
+bench-deephaven: setup build ## Measure a restored Deephaven engine (WHEELHOUSE: a directory of wheels instead of the index)
+	$(DH) vm prepare --version $(or $(VERSION),41.1) $(if $(WHEELHOUSE),--wheelhouse $(WHEELHOUSE))
+	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
+	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- deephaven
 
 install: build ## Install to PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/lib/dh $(DESTDIR)$(PREFIX)/bin

@@ -96,7 +96,7 @@ internal static partial class ExecBenchmark
     }
 
     /// <summary>Spawns a program and waits for its end; what it wrote is read afterwards, and must fit into a socket's buffer.</summary>
-    private static Finished Run(string path, string[] arguments, params ReadOnlySpan<(string Name, string Value)> variables)
+    internal static Finished Run(string path, string[] arguments, params ReadOnlySpan<(string Name, string Value)> variables)
     {
         var environment = Environment.GetEnvironmentVariables().Cast<DictionaryEntry>()
             .Where(variable => !((string)variable.Key).StartsWith("DH_", StringComparison.Ordinal))
@@ -151,7 +151,7 @@ internal static partial class ExecBenchmark
     private static partial Regex MarkPattern();
 
     /// <summary>A program that has ended; times in <see cref="Stopwatch"/> ticks.</summary>
-    private readonly record struct Finished(long Started, long Ended, string Output)
+    internal readonly record struct Finished(long Started, long Ended, string Output)
     {
         public double Milliseconds => ExecBenchmark.Milliseconds(Started, Ended);
     }

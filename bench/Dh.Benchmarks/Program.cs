@@ -12,7 +12,9 @@ switch (args)
         return await ExecBenchmark.RunAsync() ? 0 : 1;
     case ["memory"]:
         return await MemoryBenchmark.RunAsync() ? 0 : 1;
+    case ["deephaven"]:
+        return await DeephavenBenchmark.RunAsync() ? 0 : 1;
     default:
-        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|memory");
+        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|memory|deephaven");
         return 2;
 }
