@@ -26,6 +26,7 @@ internal sealed class MemoryBenchmark : IDisposable
     private GuestTrace _trace;
     private readonly string _memory;
     private readonly string _workingSet;
+    private readonly string _compressed;
     private readonly string _blockSize = BlockSize.ToString(CultureInfo.InvariantCulture);
 
     private MemoryBenchmark(IReadOnlyList<GuestTrace> traces)
@@ -34,6 +35,8 @@ internal sealed class MemoryBenchmark : IDisposable
         _trace = traces[0];
         _memory = _trace.Snapshot.MemoryPath;
         _workingSet = _trace.Snapshot.WorkingSetPath;
+        _compressed = _directory["memory.lz4"];
+        Lz4MemoryWriter.Write(_memory, _compressed);
         foreach (var trace in traces)
         {
             trace.WriteTo(PathOf(trace));
@@ -93,6 +96,8 @@ internal sealed class MemoryBenchmark : IDisposable
             new(MemoryWay.Eager(1), () => ServeAsync(PopulationPolicy.Eager, 1, headStart: false)),
             new(MemoryWay.CCopy(2), () => ReplayAsync("c-copy", _memory, "2")),
             new(MemoryWay.Eager(2), () => ServeAsync(PopulationPolicy.Eager, 2, headStart: false)),
+            new(MemoryWay.EagerRestore, () => ServeAsync(PopulationPolicy.Eager, 2, headStart: true)),
+            new(MemoryWay.EagerCompressed, () => ServeAsync(PopulationPolicy.Eager, 2, headStart: true, Lz4Source.Open(_compressed))),
             new(MemoryWay.CPrefetch(1), () => ReplayAsync("c-prefetch", _workingSet, packed, "1", _blockSize)),
             new(MemoryWay.Prefetch(1), () => ServeAsync(PopulationPolicy.Prefetch, 1, headStart: true)),
             new(MemoryWay.CPrefetch(2), () => ReplayAsync("c-prefetch", _workingSet, packed, "2", _blockSize)),
@@ -132,7 +137,8 @@ internal sealed class MemoryBenchmark : IDisposable
     /// <param name="policy">What the page server places before.</param>
     /// <param name="workers">Its threads.</param>
     /// <param name="headStart">Whether it starts as long before the handshake as in a restore; else the handshake waits for it.</param>
-    private async Task<Sample> ServeAsync(PopulationPolicy policy, int workers, bool headStart)
+    /// <param name="source">What it reads; null for the memory file, with the working set where the policy wants it.</param>
+    private async Task<Sample> ServeAsync(PopulationPolicy policy, int workers, bool headStart, IMemorySource? source = null)
     {
         using var client = StartServed();
         long start = 0;
@@ -143,7 +149,7 @@ internal sealed class MemoryBenchmark : IDisposable
             start = Stopwatch.GetTimestamp();
         }
 
-        await using var server = PageServer.Start(client.Connection, OpenSource(policy), new PageServerOptions { Policy = policy, Workers = workers, BlockSize = BlockSize });
+        await using var server = PageServer.Start(client.Connection, source ?? OpenSource(policy), new PageServerOptions { Policy = policy, Workers = workers, BlockSize = BlockSize });
         if (headStart)
         {
             await Task.Delay(VmmStart);
@@ -170,7 +176,7 @@ internal sealed class MemoryBenchmark : IDisposable
 
     private void DropFromPageCache()
     {
-        foreach (string path in (string[])[_memory, _workingSet])
+        foreach (string path in (string[])[_memory, _workingSet, _compressed])
         {
             using var file = File.OpenHandle(path);
             SparseFile.DropFromPageCache(file);

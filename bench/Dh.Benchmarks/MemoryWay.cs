@@ -7,6 +7,8 @@ internal sealed record MemoryWay(string Name, Func<Task<Sample>> Measure)
 {
     public const string Memcpy = "C: memcpy of all data into resident memory";
     public const string PrefetchAtOnce = "page server, prefetch, 2 workers, no head start";
+    public const string EagerRestore = "page server, eager, 2 workers, opened 40 ms before";
+    public const string EagerCompressed = "page server, eager, 2 workers, opened 40 ms before, LZ4";
     public const string CLazy = "C: lazy, 64 KiB";
     public const string Lazy = "page server, lazy, 64 KiB";
     public const string File = "file: private mapping";
