@@ -2,9 +2,10 @@
 // sends the regions as JSON and the descriptor by SCM_RIGHTS, and keeps the socket open. A process of its own, because managed code must
 // not touch memory that is registered with a userfaultfd.
 //
-//   guest-memory-client (fd N | path P) MODE SIZE [SPLIT]
+//   guest-memory-client (fd N | path P) MODE SIZE [SPLIT [BACKING]]
 //
-// Two regions meet at the byte SPLIT of the memory file, by default in its middle. The mode `huge` takes pages of 2 MiB
+// Two regions meet at the byte SPLIT of the memory file, by default in its middle. With the descriptor BACKING guest memory is a shared
+// mapping of that file, as QEMU's is, and MADV_REMOVE stands where MADV_DONTNEED is said below. The mode `huge` takes pages of 2 MiB
 // (hugetlbfs), `as-huge` takes ordinary ones and says that they are of 2 MiB.
 //
 // Prints `base ADDRESS` (of the byte at offset 0), does what MODE says, prints `sent`, then obeys lines on stdin:
@@ -50,7 +51,7 @@ struct region {
 static struct region regions[2];
 static int region_count;
 static size_t total, page_size = PAGE;
-static int uffd;
+static int uffd, discard_advice = MADV_DONTNEED;
 static atomic_bool stopping;
 static atomic_long passes;
 static pthread_t threads[3];
@@ -123,7 +124,7 @@ static void *remove_stretches(void *once)
     do {
         for (int i = 0; i < region_count; i++)
             for (size_t at = 0; at + STRETCH <= regions[i].size; at += STRETCH)
-                if ((regions[i].offset + at) / STRETCH % 2 == 1 && madvise(regions[i].base + at, STRETCH, MADV_DONTNEED) != 0)
+                if ((regions[i].offset + at) / STRETCH % 2 == 1 && madvise(regions[i].base + at, STRETCH, discard_advice) != 0)
                     die("madvise");
         atomic_fetch_add(&passes, 1);
     } while (once == NULL && !atomic_load(&stopping));
@@ -189,7 +190,7 @@ static void *act(void *argument)
             size_t length = PAGE;
             while (at + length < action->offset + action->length && at_offset(at + length) == page + length)
                 length += PAGE;
-            if (madvise(page, length, MADV_DONTNEED) != 0)
+            if (madvise(page, length, discard_advice) != 0)
                 die("madvise");
             at += length - PAGE;
         }
@@ -246,7 +247,7 @@ static void discard(void)
 {
     size_t zero = 0;
     for (int i = 0; i < region_count; i++) {
-        if (madvise(regions[i].base, regions[i].size, MADV_DONTNEED) != 0)
+        if (madvise(regions[i].base, regions[i].size, discard_advice) != 0)
             die("madvise");
         for (size_t at = 0; at < regions[i].size; at += PAGE) {
             const uint64_t *words = (const uint64_t *)(regions[i].base + at);
@@ -261,7 +262,7 @@ static void discard(void)
 
 int main(int argc, char **argv)
 {
-    if (argc != 5 && argc != 6)
+    if (argc < 5 || argc > 7)
         return 2;
     const char *mode = argv[3];
     total = strtoull(argv[4], NULL, 10);
@@ -287,13 +288,19 @@ int main(int argc, char **argv)
     memory += -(uintptr_t)memory % (slack ? slack : 1);
     if (two) {
         // The first half of the file lies at the higher address, with unregistered memory between the two.
-        size_t half = (argc == 6 ? strtoull(argv[5], NULL, 10) : total / 2) / PAGE * PAGE;
+        size_t half = (argc > 5 ? strtoull(argv[5], NULL, 10) : total / 2) / PAGE * PAGE;
         regions[0] = (struct region){ memory + total, half, 0 };
         regions[1] = (struct region){ memory, total - half, half };
         region_count = 2;
     } else {
         regions[0] = (struct region){ memory, total, 0 };
         region_count = 1;
+    }
+    if (argc == 7) {
+        discard_advice = MADV_REMOVE;
+        for (int i = 0; i < region_count; i++)
+            if (mmap(regions[i].base, regions[i].size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, atoi(argv[6]), regions[i].offset) == MAP_FAILED)
+                die("mmap BACKING");
     }
     uffd = make_userfaultfd(strcmp(mode, "blocking") == 0);
 

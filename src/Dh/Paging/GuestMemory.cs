@@ -54,13 +54,16 @@ internal sealed class GuestMemory : IDisposable
     private long _removedBytes;
 
     /// <summary>Takes over a validated handshake.</summary>
-    public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source)
+    /// <param name="uffd">The VMM's userfaultfd.</param>
+    /// <param name="regions">Its regions.</param>
+    /// <param name="source">Their contents.</param>
+    /// <param name="foreseen">What was worked out before; this takes over its pages when it fits.</param>
+    public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source, ForeseenLayout foreseen)
     {
         _uffd = uffd;
         _source = source;
         Regions = regions;
-        // Holes may be part of the working set, too: what a guest takes for something new comes as zeros before it asks.
-        _regions = [.. regions.Select(region => new RegionState(region, source.DataExtents.Concat(source.PrefetchExtents)))];
+        _regions = [.. regions.Select(region => new RegionState(region, foreseen.Fits(regions) ? foreseen.Pages : PageStates.Of(region, source)))];
     }
 
     /// <summary>The regions.</summary>
@@ -90,6 +93,24 @@ internal sealed class GuestMemory : IDisposable
     /// </summary>
     /// <param name="copiers">The locks; those of before are not in use any more.</param>
     public void SetCopiers(Lock[] copiers) => _copiers = copiers;
+
+    /// <summary>Notes what was put in place before the VMM had connected. Called before anything else is placed or read.</summary>
+    /// <param name="pieces">Whole pages, by their offsets in the memory file.</param>
+    public void MarkInPlace(IReadOnlyList<CopyPiece> pieces)
+    {
+        foreach (var region in _regions)
+        {
+            foreach (var piece in pieces)
+            {
+                ulong from = Math.Max((ulong)piece.Offset, region.Region.Offset), to = Math.Min((ulong)piece.Offset + piece.Length, region.Region.Offset + region.Region.Size);
+                if (from < to)
+                {
+                    region.Pages.MarkPresent((long)((from - region.Region.Offset) / region.PageSize), (long)((to - from) / region.PageSize));
+                    Interlocked.Add(ref _copiedBytes, (long)(to - from));
+                }
+            }
+        }
+    }
 
     /// <summary>Copies what is missing of a piece to its place. May be called on several threads, each with its lock of <see cref="SetCopiers"/> held, and on the one that reads the events.</summary>
     /// <param name="piece">The piece.</param>
@@ -375,7 +396,7 @@ internal sealed class GuestMemory : IDisposable
         for (bool again = false; ; again = true)
         {
             ulong length = (ulong)count * region.PageSize;
-            nuint source = Read(reader, region.OffsetOf(page), ref length);
+            nuint source = reader.ReadUndamaged(region.OffsetOf(page), ref length, ref _warning);
             if (readAhead)
             {
                 MemoryMapping.ReadAhead(source, length);
@@ -397,22 +418,6 @@ internal sealed class GuestMemory : IDisposable
                 default:
                     return Settle(region, page, result.Outcome);
             }
-        }
-    }
-
-    /// <summary>Reads; what a damaged working set does not have comes from the memory file.</summary>
-    private nuint Read(IMemoryReader reader, long offset, ref ulong length)
-    {
-        ulong wanted = length;
-        try
-        {
-            return reader.Read(offset, ref length);
-        }
-        catch (PageServerException e) when (e.WorkingSetDamaged)
-        {
-            Interlocked.CompareExchange(ref _warning, e.Message, null);
-            length = wanted;
-            return reader.Read(offset, ref length);
         }
     }
 
@@ -481,30 +486,13 @@ internal sealed class GuestMemory : IDisposable
     }
 
     /// <summary>A region and its pages.</summary>
-    private sealed class RegionState
+    private sealed class RegionState(GuestRegion region, PageStates pages)
     {
-        public RegionState(GuestRegion region, IEnumerable<FileExtent> extents)
-        {
-            Region = region;
-            PageSize = region.PageSize;
-            Pages = new PageStates((long)(region.Size / region.PageSize));
-            Pages.MarkZero(0, Pages.Pages);
-            foreach (var extent in extents)
-            {
-                ulong from = Math.Max((ulong)extent.Offset, region.Offset), to = Math.Min((ulong)extent.End, region.Offset + region.Size);
-                if (from < to)
-                {
-                    long first = (long)((from - region.Offset) / PageSize), behind = (long)((to - region.Offset + PageSize - 1) / PageSize);
-                    Pages.MarkMissing(first, behind - first);
-                }
-            }
-        }
+        public GuestRegion Region { get; } = region;
 
-        public GuestRegion Region { get; }
+        public ulong PageSize { get; } = region.PageSize;
 
-        public ulong PageSize { get; }
-
-        public PageStates Pages { get; }
+        public PageStates Pages { get; } = pages;
 
         public long PageOf(ulong address) => (long)((address - Region.BaseHostVirtAddr) / PageSize);
 

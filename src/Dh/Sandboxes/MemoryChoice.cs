@@ -13,6 +13,9 @@ namespace Dh.Sandboxes;
 /// <param name="Notice">A line for the user: what is not as one would expect.</param>
 internal sealed record MemoryChoice(MemoryBackend Backend, SafeSocketHandle? Connection, string? Notice)
 {
+    /// <summary>The guest memory that the page server fills before the VMM maps it; null when the VMM has memory of its own.</summary>
+    public SafeFileHandle? Backing => (Backend as MemoryBackend.Uffd)?.Backing;
+
     /// <summary>Chooses the memory backend: Uffd, or File when that was asked for, or when nothing was and this host grants no userfaultfd.</summary>
     /// <param name="snapshot">What is restored.</param>
     /// <param name="wish">What was asked for; null for the best.</param>
@@ -53,7 +56,8 @@ internal sealed record MemoryChoice(MemoryBackend Backend, SafeSocketHandle? Con
         }
 
         var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
-        return new MemoryChoice(new MemoryBackend.Uffd(theirs, device), ours, null);
+        var backing = wish == MemoryPolicy.Lazy ? null : MemoryFile.CreateSealed("guest-memory", snapshot.Machine.MemoryBytes);
+        return new MemoryChoice(new MemoryBackend.Uffd(theirs, device, backing), ours, null);
     }
 
     /// <summary>Opens what the page server reads, and settles its policy: prefetch where there is a working set that can be used, else eager.</summary>

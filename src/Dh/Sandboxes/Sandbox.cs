@@ -6,6 +6,7 @@ using Dh.Paging;
 using Dh.Snapshots;
 using Dh.Vmm;
 using Dh.Vmm.Qemu;
+using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Sandboxes;
 
@@ -79,10 +80,11 @@ public sealed class Sandbox : IAsyncDisposable
         PageServer? pageServer = null;
         Sandbox? sandbox = null;
         SafeSocketHandle? connection = null;
+        SafeFileHandle? backing = null;
         try
         {
             var memory = MemoryChoice.Of(snapshot, options.MemoryPolicy);
-            (connection, var policy, string? notice) = (memory.Connection, MemoryPolicy.File, memory.Notice);
+            (connection, backing, var policy, string? notice) = (memory.Connection, memory.Backing, MemoryPolicy.File, memory.Notice);
             StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
             vmm = await QemuVmm.RestoreAsync(snapshot.Machine, memory.Backend, snapshot.StatePath, VmmOptions(options), cancellationToken).ConfigureAwait(false);
             if (connection is not null)
@@ -94,6 +96,7 @@ public sealed class Sandbox : IAsyncDisposable
                     Policy = policy switch { MemoryPolicy.Eager => PopulationPolicy.Eager, MemoryPolicy.Prefetch => PopulationPolicy.Prefetch, _ => PopulationPolicy.Lazy },
                     Fill = options.Fill,
                     Record = options.Record,
+                    Backing = backing,
                     HandshakeTimeLimit = options.RestoreTimeLimit,
                     Failed = _ => vmm.Kill(),
                 });
@@ -115,6 +118,7 @@ public sealed class Sandbox : IAsyncDisposable
                 if (pageServer is null)
                 {
                     connection?.Dispose();
+                    backing?.Dispose();
                 }
 
                 await EndAsync(vmm, pageServer, lease).ConfigureAwait(false);

@@ -1,5 +1,6 @@
 using System.Net.Sockets;
 using Dh.Linux;
+using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Vmm;
 
@@ -54,7 +55,11 @@ public abstract record MemoryBackend
     /// <summary>A page server resolves the faults; the VMM sends it regions and userfaultfd through this end of a connected socket.</summary>
     /// <param name="Handshake">The VMM's end; the driver closes it when the VMM has inherited it.</param>
     /// <param name="Device">The opened /dev/userfaultfd that the VMM inherits; the driver closes it.</param>
-    public sealed record Uffd(SafeSocketHandle Handshake, Microsoft.Win32.SafeHandles.SafeFileHandle Device) : MemoryBackend;
+    /// <param name="Backing">
+    /// What the VMM maps as its guest memory, which the page server fills before (<see cref="Paging.PageServerOptions.Backing"/>); the page server
+    /// closes it. Null: the VMM has memory of its own.
+    /// </param>
+    public sealed record Uffd(SafeSocketHandle Handshake, SafeFileHandle Device, SafeFileHandle? Backing) : MemoryBackend;
 
     /// <summary>The VMM's process maps the memory file privately, from a read-only descriptor.</summary>
     /// <param name="MemoryPath">The memory file.</param>

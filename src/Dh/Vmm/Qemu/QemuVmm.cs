@@ -186,6 +186,11 @@ public sealed class QemuVmm : IVmm
                 case MemoryBackend.Uffd uffd:
                     environment["DH_HANDSHAKE_FD"] = Number(Inherit(theirs, uffd.Handshake));
                     environment["DH_USERFAULTFD_FD"] = Number(Inherit(theirs, uffd.Device));
+                    if (uffd.Backing is { } backing)
+                    {
+                        environment["DH_BACKING_FD"] = Number(Inherit(theirs, backing));
+                    }
+
                     break;
                 case MemoryBackend.File file:
                     environment["DH_MEMORY_FD"] = Number(Inherit(theirs, File.OpenHandle(file.MemoryPath, FileMode.Open, FileAccess.Read)));
@@ -216,7 +221,8 @@ public sealed class QemuVmm : IVmm
         }
         finally
         {
-            // The VMM has its own copies; with ours open, its end would not be seen.
+            // The VMM has its own copies; with ours open, its end would not be seen. The page server goes on writing to the backing.
+            theirs.RemoveAll(descriptor => descriptor == (memory as MemoryBackend.Uffd)?.Backing);
             theirs.ForEach(descriptor => descriptor.Dispose());
         }
     }
