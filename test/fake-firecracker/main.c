@@ -9,7 +9,7 @@
 //   guest.sock   where the guest is played: the program connects, and says as what
 //                  `vcpu PID booted|restored`   then obeys `check OFFSET LENGTH` (answers `checked PAGES DIFFERING`: against what the memory
 //                                               held when the snapshot was taken), `write OFFSET LENGTH`, `remove OFFSET LENGTH`, `die SIGNAL`
-//                  `vsock PORT booted|restored` a connection from the host: `yes` takes it, and then it is that connection's bytes
+//                  `vsock PID booted|restored PORT`   a connection from the host: `yes` takes it, and then it is that connection's bytes
 //   notes        written: `PID NANOSECONDS TEXT` (CLOCK_MONOTONIC), each request as it is taken
 //
 // The script:

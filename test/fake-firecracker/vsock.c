@@ -85,7 +85,7 @@ static void take_connect(struct client *client)
         drop(client);
     } else {
         char text[64];
-        int length = snprintf(text, sizeof text, "vsock %u %s\n", port, restored ? "restored" : "booted");
+        int length = snprintf(text, sizeof text, "vsock %d %s %u\n", getpid(), restored ? "restored" : "booted", port);
         if (send(client->guest, text, length, MSG_NOSIGNAL) != length)
             drop(client);
         else
