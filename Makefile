@@ -10,7 +10,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DH := bin/dh
 
 # qemu, mmdebstrap and what follows are used by `dh`; gcc and the libraries by its build.
-PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs xz-utils uidmap debian-archive-keyring gcc libc6-dev zlib1g-dev
+PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd uidmap debian-archive-keyring gcc libc6-dev zlib1g-dev
 # What publishing reads; bin/dh is made again when one of them is newer.
 SOURCES := $(shell find src native guest templates \( -name obj -o -name bin \) -prune -o -type f -print 2>/dev/null) \
 	Directory.Build.props Directory.Packages.props global.json

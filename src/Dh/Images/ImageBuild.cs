@@ -23,7 +23,7 @@ internal sealed class ImageBuild(
     IProgress<ImageProgress>? progress)
 {
     private const string InterpreterPackage = "python3-minimal"; // it holds /usr/bin/python3
-    private const UnixFileMode ReadOnlyMode = UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead;
+    internal const UnixFileMode ReadOnlyMode = UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead;
 
     // What mmdebstrap says when it begins something, and how much of the build is done then.
     private static readonly (string Line, double Fraction)[] BootstrapSteps =

@@ -72,6 +72,7 @@ public static class WorkingSetRecording
             Record = policy == MemoryPolicy.Lazy,
             Home = options.Home,
             Installation = options.Installation,
+            Programs = options.Programs,
             RestoreTimeLimit = options.RestoreTimeLimit,
         };
         var output = new CapturedText();

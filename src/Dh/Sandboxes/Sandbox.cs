@@ -1,11 +1,9 @@
 using System.Diagnostics;
-using System.Net.Sockets;
 using Dh.Guest;
 using Dh.Linux;
 using Dh.Paging;
 using Dh.Snapshots;
 using Dh.Vmm;
-using Dh.Vmm.Qemu;
 
 namespace Dh.Sandboxes;
 
@@ -24,16 +22,16 @@ public sealed class Sandbox : IAsyncDisposable
     private readonly FileLock _lease;
     private readonly IVmm _vmm;
     private readonly PageServer? _pageServer;
-    private readonly GuestSession _session;
+    private GuestSession? _session;
 
-    private Sandbox(Snapshot snapshot, FileLock lease, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, string? notice)
+    private Sandbox(Snapshot snapshot, FileLock lease, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, IsolationClass isolation, string? notice)
     {
         Snapshot = snapshot;
         _lease = lease;
         _vmm = vmm;
         _pageServer = pageServer;
-        _session = new GuestSession(vmm.GuestChannel);
         MemoryPolicy = policy;
+        Isolation = isolation;
         Notice = notice;
     }
 
@@ -50,7 +48,7 @@ public sealed class Sandbox : IAsyncDisposable
     public string? Notice { get; private set; }
 
     /// <summary>What stands between the guest and this host.</summary>
-    public IsolationClass Isolation => Sandboxes.Isolation.Of(Snapshot.Manifest.Accelerator);
+    public IsolationClass Isolation { get; }
 
     /// <summary>From the call of <see cref="RestoreAsync"/> until the guest had answered.</summary>
     public TimeSpan RestoreTime { get; private set; }
@@ -71,25 +69,26 @@ public sealed class Sandbox : IAsyncDisposable
         ArgumentNullException.ThrowIfNull(snapshot);
         options ??= new SandboxOptions();
         long start = Stopwatch.GetTimestamp();
-        RequireIsolation(snapshot, options);
-        var host = await RestoreHost.OfAsync(snapshot, options.Home, options.Installation, cancellationToken).ConfigureAwait(false);
+        var driver = await VmmCandidate.FindAsync(snapshot.Manifest.Vmm, options.Programs, DhHome.EnsurePrivate(options.Home.CacheDirectory), cancellationToken).ConfigureAwait(false);
+        var isolation = Sandboxes.Isolation.Of(snapshot.Manifest.Accelerator, driver.IsJailed);
+        RequireIsolation(isolation, options);
+        var host = await RestoreHost.OfAsync(snapshot, driver, options.Home, options.Installation, cancellationToken).ConfigureAwait(false);
         host.Require(snapshot);
         var lease = SnapshotStore.Lease(snapshot);
-        QemuVmm? vmm = null;
+        IVmm? vmm = null;
         PageServer? pageServer = null;
         Sandbox? sandbox = null;
-        SafeSocketHandle? connection = null;
         try
         {
-            var memory = MemoryChoice.Of(snapshot, options.MemoryPolicy);
-            (connection, var policy, string? notice) = (memory.Connection, MemoryPolicy.File, memory.Notice);
+            var (memory, notice) = MemoryChoice.Of(snapshot, driver, options.MemoryPolicy);
+            var policy = MemoryPolicy.File;
             StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
-            vmm = await QemuVmm.RestoreAsync(snapshot.Machine, memory.Backend, snapshot.StatePath, VmmOptions(options), cancellationToken).ConfigureAwait(false);
-            if (connection is not null)
+            vmm = await driver.RestoreAsync(snapshot.Machine, memory, snapshot.StatePath, VmmOptions(options), cancellationToken).ConfigureAwait(false);
+            if (memory is MemoryBackend.Uffd)
             {
                 // The VMM takes longer to its handshake than the page server to open its source.
                 (policy, var source, notice) = MemoryChoice.OpenSource(snapshot, options.MemoryPolicy);
-                pageServer = PageServer.Start(connection, source, new PageServerOptions
+                pageServer = vmm.ServeMemory(source, new PageServerOptions
                 {
                     Policy = policy switch { MemoryPolicy.Eager => PopulationPolicy.Eager, MemoryPolicy.Prefetch => PopulationPolicy.Prefetch, _ => PopulationPolicy.Lazy },
                     Fill = options.Fill,
@@ -99,7 +98,7 @@ public sealed class Sandbox : IAsyncDisposable
                 });
             }
 
-            sandbox = new Sandbox(snapshot, lease, vmm, pageServer, policy, notice);
+            sandbox = new Sandbox(snapshot, lease, vmm, pageServer, policy, isolation, notice);
             await sandbox.StartAsync(options.RestoreTimeLimit, cancellationToken).ConfigureAwait(false);
             sandbox.RestoreTime = Stopwatch.GetElapsedTime(start);
             return sandbox;
@@ -112,11 +111,6 @@ public sealed class Sandbox : IAsyncDisposable
             }
             else
             {
-                if (pageServer is null)
-                {
-                    connection?.Dispose();
-                }
-
                 await EndAsync(vmm, pageServer, lease).ConfigureAwait(false);
             }
 
@@ -135,7 +129,7 @@ public sealed class Sandbox : IAsyncDisposable
         ArgumentNullException.ThrowIfNull(output);
         try
         {
-            return await _session.ExecuteAsync(request, output, cancellationToken).ConfigureAwait(false);
+            return await _session!.ExecuteAsync(request, output, cancellationToken).ConfigureAwait(false);
         }
         catch (DhException e) when (e.Reason == DhErrorReason.Guest)
         {
@@ -154,7 +148,7 @@ public sealed class Sandbox : IAsyncDisposable
     /// <summary>Asks the guest to give memory back, or to take it again. The snapshot's machine must have a balloon.</summary>
     /// <param name="mib">What the guest is to have.</param>
     /// <param name="cancellationToken">Gives up.</param>
-    internal Task SetBalloonAsync(int mib, CancellationToken cancellationToken) => ((QemuVmm)_vmm).SetBalloonAsync((long)mib << 20, cancellationToken);
+    internal Task SetBalloonAsync(int mib, CancellationToken cancellationToken) => _vmm.SetBalloonAsync(mib, cancellationToken);
 
     /// <summary>Leaves reaping and removal to the launcher when this is disposed: for a program that is about to exit.</summary>
     public void LeaveTeardown() => _vmm.LeaveTeardown();
@@ -162,7 +156,7 @@ public sealed class Sandbox : IAsyncDisposable
     /// <inheritdoc/>
     public async ValueTask DisposeAsync()
     {
-        _session.Dispose();
+        _session?.Dispose();
         await EndAsync(_vmm, _pageServer, _lease).ConfigureAwait(false);
     }
 
@@ -193,9 +187,8 @@ public sealed class Sandbox : IAsyncDisposable
         StepTimeLimit = options.RestoreTimeLimit,
     };
 
-    private static void RequireIsolation(Snapshot snapshot, SandboxOptions options)
+    private static void RequireIsolation(IsolationClass isolation, SandboxOptions options)
     {
-        var isolation = Sandboxes.Isolation.Of(snapshot.Manifest.Accelerator);
         if (options.RequireIsolation is { } required && isolation < required)
         {
             throw new DhException(
@@ -234,6 +227,7 @@ public sealed class Sandbox : IAsyncDisposable
         await _vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
         try
         {
+            _session = new GuestSession(await _vmm.ConnectGuestAsync(timeLimit, cancellationToken).ConfigureAwait(false));
             await _session.GreetAsync(timeLimit, cancellationToken).ConfigureAwait(false);
         }
         catch (DhException e) when (e.Reason == DhErrorReason.Guest)
