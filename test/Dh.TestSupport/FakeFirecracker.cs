@@ -5,7 +5,7 @@ namespace Dh.TestSupport;
 
 /// <summary>A line that a fake Firecracker has noted.</summary>
 /// <param name="ProcessId">Which process.</param>
-/// <param name="Time">When, in <see cref="Stopwatch"/> ticks: both count CLOCK_MONOTONIC's nanoseconds.</param>
+/// <param name="Time">When, in <see cref="Stopwatch"/> ticks: on Linux both are the nanoseconds of CLOCK_MONOTONIC.</param>
 /// <param name="Text">What: `METHOD PATH BODY` of each request as it was taken, and more (test/fake-firecracker/main.c).</param>
 public sealed record FakeFirecrackerNote(int ProcessId, long Time, string Text);
 
@@ -39,7 +39,7 @@ public sealed class FakeFirecracker : IDisposable
     /// <summary>What its processes have noted so far, in the order of time.</summary>
     public IReadOnlyList<FakeFirecrackerNote> Notes() => !File.Exists(_directory["notes"]) ? [] :
         [.. File.ReadAllLines(_directory["notes"]).Select(line => line.Split(' ', 3)).Select(words => new FakeFirecrackerNote(
-            int.Parse(words[0], CultureInfo.InvariantCulture), long.Parse(words[1], CultureInfo.InvariantCulture) * Stopwatch.Frequency / 1_000_000_000, words[2]))];
+            int.Parse(words[0], CultureInfo.InvariantCulture), long.Parse(words[1], CultureInfo.InvariantCulture), words[2]))];
 
     /// <summary>Starts a process that is spoken to by hand, without the program that is tested.</summary>
     public Task<FakeFirecrackerProcess> StartAsync() => FakeFirecrackerProcess.StartAsync(ProgramPath);

@@ -31,12 +31,12 @@ public sealed class FakeFirecrackerProcess : IDisposable
     /// <summary>Its number.</summary>
     public int Id => _process.Id;
 
-    /// <summary>Starts a process and waits until its API socket is there, or it has ended.</summary>
+    /// <summary>Starts a process and waits until its API socket takes connections, or it has ended.</summary>
     public static async Task<FakeFirecrackerProcess> StartAsync(string programPath)
     {
         var started = new FakeFirecrackerProcess(programPath);
         long start = Stopwatch.GetTimestamp();
-        while (!File.Exists(started._directory["api.sock"]) && !started._process.HasExited && Stopwatch.GetElapsedTime(start) < Limit)
+        while (!started.IsListening() && !started._process.HasExited && Stopwatch.GetElapsedTime(start) < Limit)
         {
             await Task.Delay(2);
         }
@@ -76,6 +76,20 @@ public sealed class FakeFirecrackerProcess : IDisposable
 
     /// <summary>Kills it.</summary>
     public void Kill() => _process.Kill();
+
+    // The file is there a moment before the socket listens.
+    private bool IsListening()
+    {
+        try
+        {
+            Connect().Dispose();
+            return true;
+        }
+        catch (SocketException)
+        {
+            return false;
+        }
+    }
 
     /// <inheritdoc/>
     public void Dispose()

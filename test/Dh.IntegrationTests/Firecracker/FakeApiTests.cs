@@ -189,7 +189,7 @@ public sealed class FakeApiTests : IDisposable
         await DamageAsync(damage);
         using var process = await _fake.StartAsync();
         using var api = process.Connect();
-        var answer = await api.AskAsync("PUT", "/snapshot/load", LoadOf(damage.Contains("page-server", StringComparison.Ordinal) ? "Uffd" : "File", _snapshot[damage == "dead-page-server" ? "dead.sock" : "memory"]));
+        var answer = await api.AskAsync("PUT", "/snapshot/load", LoadOf(damage.Contains("page-server", StringComparison.Ordinal) ? "Uffd" : "File", _snapshot[damage switch { "dead-page-server" => "dead.sock", "no-page-server" => "no.sock", _ => "memory" }]));
         Assert.Equal(400, answer.Status);
         Assert.StartsWith($$"""{"fault_message":"{{LoadError}}""", answer.Body, StringComparison.Ordinal);
         Assert.EndsWith($$$"""{{{why}}}"}""", answer.Body, StringComparison.Ordinal);
