@@ -43,9 +43,24 @@ public sealed class VsockConnectionTests : IDisposable
         }
 
         using var accepted = await AcceptAsync("CONNECT 5252\n");
-        await accepted.SendAsync("OK 1\n"u8.ToArray(), Cancellation);
+        await accepted.SendAsync("OK 1\n."u8.ToArray(), Cancellation);
         using var connected = await connecting;
         Assert.True(connected.Connected);
+    }
+
+    [Fact(Timeout = 30_000)]
+    public async Task A_connection_that_is_dropped_before_the_guest_has_spoken_is_tried_again()
+    {
+        var connecting = ConnectAsync(Long);
+        var dropped = await AcceptAsync("CONNECT 5252\n");
+        await dropped.SendAsync("OK 1\n"u8.ToArray(), Cancellation);
+        dropped.Dispose();
+        using var accepted = await AcceptAsync("CONNECT 5252\n");
+        await accepted.SendAsync("OK 2\n."u8.ToArray(), Cancellation);
+        using var connected = await connecting;
+        byte[] heard = new byte[2];
+        Assert.Equal(1, await connected.ReceiveAsync(heard, Cancellation));
+        Assert.Equal((byte)'.', heard[0]);
     }
 
     [Fact(Timeout = 30_000)]
