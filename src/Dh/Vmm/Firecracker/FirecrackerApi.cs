@@ -21,8 +21,10 @@ internal sealed class FirecrackerApi : IDisposable
     private const int MaxHeadBytes = 16 << 10;
     private const int MaxBodyBytes = 1 << 20;
     private const int MaxFaultLength = 1000; // its causes stand one behind the other, the one that matters last
-    private static readonly TimeSpan FirstPause = TimeSpan.FromMilliseconds(1);
-    private static readonly TimeSpan LongestPause = TimeSpan.FromMilliseconds(20);
+    // It listens some milliseconds after its start; one that has not after a tenth of a second has other troubles than this wait.
+    private const int ShortPauses = 100;
+    private static readonly TimeSpan ShortPause = TimeSpan.FromMilliseconds(1);
+    private static readonly TimeSpan LongPause = TimeSpan.FromMilliseconds(20);
 
     private readonly Socket _socket;
     private readonly Action _kill;
@@ -57,7 +59,7 @@ internal sealed class FirecrackerApi : IDisposable
         string path, TimeSpan timeLimit, Task<VmmExit> exited, Action kill, Func<Task<string>> end, Func<string> waitedFor, CancellationToken cancellationToken)
     {
         long start = Stopwatch.GetTimestamp();
-        for (var pause = FirstPause; ; pause = TimeSpan.FromTicks(Math.Min(pause.Ticks * 2, LongestPause.Ticks)))
+        for (int pauses = 0; ; pauses++)
         {
             var socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
             try
@@ -80,7 +82,7 @@ internal sealed class FirecrackerApi : IDisposable
                 }
             }
 
-            await Task.WhenAny(exited, Task.Delay(pause, cancellationToken)).ConfigureAwait(false);
+            await Task.WhenAny(exited, Task.Delay(pauses < ShortPauses ? ShortPause : LongPause, cancellationToken)).ConfigureAwait(false);
             cancellationToken.ThrowIfCancellationRequested();
         }
     }

@@ -28,7 +28,7 @@ internal static class VsockConnection
         long start = Stopwatch.GetTimestamp();
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken);
         limit.CancelAfter(timeLimit);
-        string last = "it does not answer";
+        string last = "it was not answered";
         int attempts = 0;
         try
         {
@@ -41,11 +41,15 @@ internal static class VsockConnection
                 {
                     await socket.ConnectAsync(new UnixDomainSocketEndPoint(path), limit.Token).ConfigureAwait(false);
                     await socket.SendAsync(Encoding.ASCII.GetBytes(string.Create(CultureInfo.InvariantCulture, $"CONNECT {port}\n")), SocketFlags.None, limit.Token).ConfigureAwait(false);
-                    last = "it was refused";
+                    last = "it was not answered";
                     if (await IsAcceptedAsync(socket, port, limit.Token).ConfigureAwait(false))
                     {
-                        last = "it was taken, and then dropped without a word";
+                        last = "it was taken, and nothing was said";
                         connected = await socket.ReceiveAsync(new byte[1], SocketFlags.Peek, limit.Token).ConfigureAwait(false) > 0;
+                    }
+                    else
+                    {
+                        last = "it was refused";
                     }
                 }
                 catch (SocketException e)

@@ -45,7 +45,7 @@ public sealed class FirecrackerApiTests : IDisposable
         var asking = PutAsync(Long);
         foreach (char c in "HTTP/1.1 204\r\n\r\n")
         {
-            await _peer.SayAsync([(byte)c]);
+            await _peer.SayAsync(c.ToString());
             await Task.Yield();
         }
 

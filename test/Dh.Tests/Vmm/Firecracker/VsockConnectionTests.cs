@@ -87,7 +87,7 @@ public sealed class VsockConnectionTests : IDisposable
     public async Task A_guest_that_keeps_silent_is_given_up()
     {
         var error = await Assert.ThrowsAsync<DhException>(() => ConnectAsync(Short));
-        Assert.Contains("(1 attempts, the last: it does not answer)", error.Message, StringComparison.Ordinal);
+        Assert.Contains("(1 attempts, the last: it was not answered)", error.Message, StringComparison.Ordinal);
     }
 
     [Fact(Timeout = 30_000)]
