@@ -4,6 +4,7 @@ using System.Text.Json.Nodes;
 using Dh.Guest;
 using Dh.IntegrationTests.Guests;
 using Dh.Paging;
+using Dh.Preparation;
 using Dh.Sandboxes;
 using Dh.Snapshots;
 using Dh.TestSupport;
@@ -293,10 +294,5 @@ public abstract class DriverContract
         }
 
         return Snapshot.Open(directory.Path);
-    }
-
-    private sealed class CapturedText : IOutputSink
-    {
-        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken) => ValueTask.CompletedTask;
     }
 }
