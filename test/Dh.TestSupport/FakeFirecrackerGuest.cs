@@ -95,7 +95,7 @@ public sealed class FakeFirecrackerGuest : IDisposable
 
             await stream.WriteAsync("yes\n"u8.ToArray(), _ended.Token);
             await using var session = new FakeGuestSession(this, stream, processId, _ended.Token);
-            await session.RunAsync(booted: words[2] == "booted");
+            await session.RunAsync();
         }
         catch (Exception e) when (e is IOException or OperationCanceledException or ObjectDisposedException)
         {

@@ -12,13 +12,9 @@ internal sealed class FakeGuestSession(FakeFirecrackerGuest guest, Stream stream
     private FakeGuestRun? _run;
 
     /// <summary>Answers until the host has gone.</summary>
-    public async Task RunAsync(bool booted)
+    public async Task RunAsync()
     {
-        if (booted)
-        {
-            await SendAsync("""{"type": "ready", "protocol": 1, "engine": "python", "engine_version": "3.11.2"}""");
-        }
-
+        await SendAsync(FakeGuest.Ready);
         try
         {
             while (await ReceiveAsync() is { } frame)

@@ -9,7 +9,7 @@ public sealed record VmmCandidate
     private const string NoFirecracker = "there is no firecracker in PATH";
     private const string GetFirecracker = "take `firecracker` from https://github.com/firecracker-microvm/firecracker/releases, and put it in PATH or name it with DH_FIRECRACKER or --firecracker";
 
-    private VmmCandidate(string vmm, Accelerator accelerator)
+    internal VmmCandidate(string vmm, Accelerator accelerator)
     {
         Vmm = vmm;
         Accelerator = accelerator;
@@ -22,22 +22,22 @@ public sealed record VmmCandidate
     public Accelerator Accelerator { get; }
 
     /// <summary>The VMM's program, with its version; null when there is none.</summary>
-    public string? Program { get; private init; }
+    public string? Program { get; internal init; }
 
     /// <summary>Why it cannot be taken, as far as is known without booting a machine; null when it can.</summary>
-    public string? Refusal { get; private init; }
+    public string? Refusal { get; internal init; }
 
     /// <summary>What to do about that; null when nothing can be done, or need be.</summary>
-    public string? Advice { get; private init; }
+    public string? Advice { get; internal init; }
 
     /// <summary>Whether a kernel has been booted this way since this host booted; always true under emulation, which needs no proof.</summary>
-    public bool IsProved { get; private init; }
+    public bool IsProved { get; internal init; }
 
     /// <summary>The VMM; null when there is none.</summary>
-    internal IVmmDriver? Driver { get; private init; }
+    internal IVmmDriver? Driver { get; init; }
 
     /// <summary>What is wrong with the program; null when nothing is, or when there is none.</summary>
-    internal DhException? Failure { get; private init; }
+    internal DhException? Failure { get; init; }
 
     /// <summary>All ways, the best first. Programs are asked for their versions; no machine is booted.</summary>
     /// <param name="programs">Which programs to take.</param>

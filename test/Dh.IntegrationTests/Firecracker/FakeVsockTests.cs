@@ -28,7 +28,7 @@ public sealed class FakeVsockTests : IAsyncLifetime
         await using var vsock = process.ConnectVsock();
         await vsock.WriteAsync((byte[])[.. "CONNECT 5252\n"u8, .. FakeGuest.Frame("""{"type":"hello"}""")], Cancellation);
         Assert.Matches(@"^OK \d+$", await ReadLineAsync(vsock));
-        byte[] answer = FakeGuest.Frame(FakeGuest.Hello);
+        byte[] answer = [.. FakeGuest.Frame(FakeGuest.Ready), .. FakeGuest.Frame(FakeGuest.Hello)];
         byte[] heard = new byte[answer.Length];
         await vsock.ReadExactlyAsync(heard, Cancellation);
         Assert.Equal(answer, heard);
@@ -101,6 +101,7 @@ public sealed class FakeVsockTests : IAsyncLifetime
         await using var vsock = process.ConnectVsock();
         await vsock.WriteAsync(Encoding.ASCII.GetBytes("CONNECT 5252\n"), Cancellation);
         Assert.StartsWith("OK ", await ReadLineAsync(vsock), StringComparison.Ordinal);
+        await vsock.ReadExactlyAsync(new byte[FakeGuest.Frame(FakeGuest.Ready).Length], Cancellation);
         // The run's reply waits for the end of the program.
         var done = new TaskCompletionSource();
         _fake.Guest.Programs["wait"] = async run =>

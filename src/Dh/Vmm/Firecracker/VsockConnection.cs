@@ -7,7 +7,9 @@ namespace Dh.Vmm.Firecracker;
 
 /// <summary>
 /// A stream to a guest through Firecracker's socket: <c>CONNECT PORT</c>, answered with <c>OK HOSTPORT</c>; a refusal is end of file without a
-/// word. Only a machine that runs is connected to: what is accepted before is reset. A half-closed connection loses its replies, so none is.
+/// word. Only a machine that runs is connected to: what is accepted before is reset, and so may be what comes to a restored guest before it has
+/// reset the connections of its snapshot. Hence a connection counts once the guest has spoken, which the runner does at once. A half-closed
+/// connection loses its replies, so none is.
 /// </summary>
 internal static class VsockConnection
 {
@@ -15,7 +17,7 @@ internal static class VsockConnection
     private static readonly TimeSpan FirstPause = TimeSpan.FromMilliseconds(2);
     private static readonly TimeSpan LongestPause = TimeSpan.FromMilliseconds(100);
 
-    /// <summary>Connects; a guest that does not listen yet is asked again.</summary>
+    /// <summary>Connects to a guest that speaks first; one that does not listen yet, or drops the connection, is asked again.</summary>
     /// <param name="path">Firecracker's socket.</param>
     /// <param name="port">The guest's port.</param>
     /// <param name="timeLimit">At most this long.</param>
@@ -39,8 +41,12 @@ internal static class VsockConnection
                 {
                     await socket.ConnectAsync(new UnixDomainSocketEndPoint(path), limit.Token).ConfigureAwait(false);
                     await socket.SendAsync(Encoding.ASCII.GetBytes(string.Create(CultureInfo.InvariantCulture, $"CONNECT {port}\n")), SocketFlags.None, limit.Token).ConfigureAwait(false);
-                    connected = await IsAcceptedAsync(socket, port, limit.Token).ConfigureAwait(false);
                     last = "it was refused";
+                    if (await IsAcceptedAsync(socket, port, limit.Token).ConfigureAwait(false))
+                    {
+                        last = "it was taken, and then dropped without a word";
+                        connected = await socket.ReceiveAsync(new byte[1], SocketFlags.Peek, limit.Token).ConfigureAwait(false) > 0;
+                    }
                 }
                 catch (SocketException e)
                 {
