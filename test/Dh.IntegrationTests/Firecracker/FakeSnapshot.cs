@@ -25,9 +25,9 @@ internal static class FakeSnapshot
         var store = new SnapshotStore(home);
         string draft = store.CreateDraft(Id);
         string PathOf(string name) => Path.Combine(draft, name);
-        File.WriteAllText(PathOf(Snapshot.KernelName), "\u007fELF, and no more");
-        File.WriteAllText(PathOf(Snapshot.InitrdName), "initrd");
-        File.WriteAllText(PathOf(Snapshot.RootDiskName), "root disk");
+        await File.WriteAllTextAsync(PathOf(Snapshot.KernelName), "\u007fELF, and no more", cancellation);
+        await File.WriteAllTextAsync(PathOf(Snapshot.InitrdName), "initrd", cancellation);
+        await File.WriteAllTextAsync(PathOf(Snapshot.RootDiskName), "root disk", cancellation);
         var machine = driver.Complete(new MachineDescription
         {
             Accelerator = Accelerator.Kvm,
@@ -71,7 +71,7 @@ internal static class FakeSnapshot
             DhVersion = "0",
             Files = Snapshot.FileNames(Snapshot.MemoryName).ToDictionary(name => name, name => Snapshot.Describe(PathOf(name))),
         };
-        File.WriteAllBytes(PathOf(Snapshot.ManifestName), JsonSerializer.SerializeToUtf8Bytes(manifest, SnapshotJson.Default.SnapshotManifest));
+        await File.WriteAllBytesAsync(PathOf(Snapshot.ManifestName), JsonSerializer.SerializeToUtf8Bytes(manifest, SnapshotJson.Default.SnapshotManifest), cancellation);
         var snapshot = store.Publish(draft, manifest);
 
         // Every third page with data is in the working set.
