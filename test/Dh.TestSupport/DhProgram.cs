@@ -35,10 +35,10 @@ public sealed class DhProgram(string home, IReadOnlyDictionary<string, string>? 
     }
 
     /// <summary>Runs a command that ends up as the program, to its end.</summary>
-    public async Task<ProgramResult> RunAsync(ProcessStartInfo command)
+    public async Task<ProgramResult> RunAsync(ProcessStartInfo command, TimeSpan? timeLimit = null)
     {
         using var process = Start(command, null);
-        return await FinishAsync(process, "", null);
+        return await FinishAsync(process, "", timeLimit);
     }
 
     /// <summary>Runs code with <c>dh exec -c</c>.</summary>

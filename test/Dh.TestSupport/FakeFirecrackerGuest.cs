@@ -26,10 +26,13 @@ public sealed class FakeFirecrackerGuest : IDisposable
     }
 
     /// <summary>
-    /// What runs for which source; returns the exit code. Source that is not here ends with 0 and says nothing. Before anything runs, the
-    /// virtual CPU has read all of guest memory: when a page is not what it was, the run ends by SIGBUS.
+    /// What runs for which source; returns the exit code. For source that is not here there is <see cref="Otherwise"/>. Before anything runs,
+    /// the virtual CPU has read all of guest memory: when a page is not what it was, the run ends by SIGBUS.
     /// </summary>
     public ConcurrentDictionary<string, Func<FakeGuestRun, Task<int>>> Programs { get; } = new(StringComparer.Ordinal);
+
+    /// <summary>What runs for all other source. Default: it says nothing, and ends with 0.</summary>
+    public Func<FakeGuestRun, Task<int>> Otherwise { get; set; } = _ => Task.FromResult(0);
 
     /// <summary>The port that the guest listens on; null for any.</summary>
     public int? Port { get; set; }

@@ -72,9 +72,9 @@ internal sealed class FakeGuestSession(FakeFirecrackerGuest guest, Stream stream
                 await run.PrintErrorAsync($"{differing} of {pages} pages are not what they were\n");
                 (outcome, code) = ("signaled", 128 + SigBus);
             }
-            else if (guest.Programs.TryGetValue(source, out var program))
+            else
             {
-                code = await RunProgramAsync(run, program);
+                code = await RunProgramAsync(run, guest.Programs.GetValueOrDefault(source, guest.Otherwise));
             }
 
             string repr = run.ResultRepr is null ? "null" : JsonSerializer.Serialize(run.ResultRepr);

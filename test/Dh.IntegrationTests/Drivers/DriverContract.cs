@@ -4,6 +4,7 @@ using System.Text.Json.Nodes;
 using Dh.Guest;
 using Dh.IntegrationTests.Guests;
 using Dh.Paging;
+using Dh.Preparation;
 using Dh.Sandboxes;
 using Dh.Snapshots;
 using Dh.TestSupport;
@@ -42,7 +43,7 @@ public abstract class DriverContract
 
     private DhHome Home => new(Dh.Home);
 
-    private Snapshot Snapshot => new SnapshotStore(Home).FindNewest("python")!;
+    private Snapshot Prepared => new SnapshotStore(Home).FindNewest("python")!;
 
     [Theory(Timeout = 120_000)]
     [InlineData("eager")]
@@ -161,7 +162,7 @@ public abstract class DriverContract
     {
         var failure = await Assert.ThrowsAnyAsync<DhException>(async () =>
         {
-            await using var sandbox = await Sandbox.RestoreAsync(Snapshot, Options(MemoryPolicy.Eager, TimeSpan.FromMilliseconds(1)), Cancellation);
+            await using var sandbox = await Sandbox.RestoreAsync(Prepared, Options(MemoryPolicy.Eager, TimeSpan.FromMilliseconds(1)), Cancellation);
         });
         Assert.Contains("within 0", failure.Message, StringComparison.Ordinal);
         await AssertNothingLeftAsync("a restore that took too long");
@@ -177,7 +178,7 @@ public abstract class DriverContract
             using var patience = new CancellationTokenSource(TimeSpan.FromMilliseconds(random.Next(0, 200)));
             try
             {
-                await using var sandbox = await Sandbox.RestoreAsync(Snapshot, Options(), patience.Token);
+                await using var sandbox = await Sandbox.RestoreAsync(Prepared, Options(), patience.Token);
             }
             catch (OperationCanceledException)
             {
@@ -203,7 +204,7 @@ public abstract class DriverContract
 
         async Task RunAsync()
         {
-            await using var sandbox = await Sandbox.RestoreAsync(Snapshot, Options(), Cancellation);
+            await using var sandbox = await Sandbox.RestoreAsync(Prepared, Options(), Cancellation);
             Assert.Equal("42", (await sandbox.ExecuteAsync(new ExecutionRequest { Source = Value }, new CapturedText(), Cancellation)).ResultRepr);
         }
     }
@@ -212,8 +213,8 @@ public abstract class DriverContract
     public async Task Clones_run_side_by_side_and_one_outlives_the_other()
     {
         PlayPrograms();
-        await using var second = await Sandbox.RestoreAsync(Snapshot, Options(MemoryPolicy.Prefetch), Cancellation);
-        await using (var first = await Sandbox.RestoreAsync(Snapshot, Options(MemoryPolicy.Eager), Cancellation))
+        await using var second = await Sandbox.RestoreAsync(Prepared, Options(MemoryPolicy.Prefetch), Cancellation);
+        await using (var first = await Sandbox.RestoreAsync(Prepared, Options(MemoryPolicy.Eager), Cancellation))
         {
             Assert.NotEqual(first.VmmProcessId, second.VmmProcessId);
             Assert.Equal("42", (await first.ExecuteAsync(new ExecutionRequest { Source = Value }, new CapturedText(), Cancellation)).ResultRepr);
@@ -271,19 +272,19 @@ public abstract class DriverContract
     /// <summary>A copy of the snapshot whose memory is compressed, with the last blocks of it destroyed: found out when they are read.</summary>
     private async Task<Snapshot> DamagedAsync(TempDir directory)
     {
-        var from = Snapshot;
-        foreach (string name in (string[])[Dh.Snapshots.Snapshot.StateName, Dh.Snapshots.Snapshot.RootDiskName, Dh.Snapshots.Snapshot.KernelName, Dh.Snapshots.Snapshot.InitrdName])
+        var from = Prepared;
+        foreach (string name in (string[])[Snapshot.StateName, Snapshot.RootDiskName, Snapshot.KernelName, Snapshot.InitrdName])
         {
             File.Copy(Path.Combine(from.Directory, name), directory[name]);
         }
 
-        string memory = directory[Dh.Snapshots.Snapshot.CompressedMemoryName];
+        string memory = directory[Snapshot.CompressedMemoryName];
         Lz4MemoryWriter.Write(from.MemoryPath, memory, Cancellation);
-        var manifest = JsonNode.Parse(await File.ReadAllTextAsync(Path.Combine(from.Directory, Dh.Snapshots.Snapshot.ManifestName), Cancellation))!;
+        var manifest = JsonNode.Parse(await File.ReadAllTextAsync(Path.Combine(from.Directory, Snapshot.ManifestName), Cancellation))!;
         var files = manifest["files"]!.AsObject();
-        files.Remove(Dh.Snapshots.Snapshot.MemoryName);
-        files[Dh.Snapshots.Snapshot.CompressedMemoryName] = new JsonObject { ["length"] = new FileInfo(memory).Length, ["xx_hash3"] = "0000000000000000" };
-        directory.Write(Dh.Snapshots.Snapshot.ManifestName, manifest.ToJsonString(new JsonSerializerOptions()));
+        files.Remove(Snapshot.MemoryName);
+        files[Snapshot.CompressedMemoryName] = new JsonObject { ["length"] = new FileInfo(memory).Length, ["xx_hash3"] = "0000000000000000" };
+        directory.Write(Snapshot.ManifestName, manifest.ToJsonString(new JsonSerializerOptions()));
         await using (var file = File.OpenWrite(memory))
         {
             file.Position = file.Length * 9 / 10;
@@ -293,10 +294,5 @@ public abstract class DriverContract
         }
 
         return Snapshot.Open(directory.Path);
-    }
-
-    private sealed class CapturedText : IOutputSink
-    {
-        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken) => ValueTask.CompletedTask;
     }
 }
