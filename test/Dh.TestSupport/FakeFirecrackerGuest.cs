@@ -86,7 +86,7 @@ public sealed class FakeFirecrackerGuest : IDisposable
             int processId = int.Parse(words[1], CultureInfo.InvariantCulture);
             if (words[0] == "vcpu")
             {
-                Vcpu(processId).SetResult(new FakeVcpu(stream));
+                Vcpu(processId).SetResult(new FakeVcpu(stream)); // which owns the stream
                 return;
             }
 

@@ -80,7 +80,7 @@ internal sealed class FakeGuestSession(FakeFirecrackerGuest guest, Stream stream
             string repr = run.ResultRepr is null ? "null" : JsonSerializer.Serialize(run.ResultRepr);
             await SendAsync($$"""{"type": "result", "id": {{run.Id}}, "outcome": "{{outcome}}", "exit_code": {{code}}, "result_repr": {{repr}}, "run_ms": 1.5}""");
         }
-        catch (Exception e) when (e is IOException or OperationCanceledException or ObjectDisposedException)
+        catch (Exception e) when (e is IOException or OperationCanceledException or ObjectDisposedException or System.Threading.Channels.ChannelClosedException)
         {
             // The machine has ended.
         }

@@ -1,12 +1,21 @@
 using System.Globalization;
 using System.Text;
+using System.Threading.Channels;
 
 namespace Dh.TestSupport;
 
 /// <summary>The virtual CPU of a fake Firecracker's machine: it reads and writes guest memory when it is told to, and stands still in a paused machine.</summary>
-public sealed class FakeVcpu(Stream stream) : IDisposable
+public sealed class FakeVcpu : IDisposable
 {
+    private readonly Stream _stream;
     private readonly SemaphoreSlim _one = new(1);
+    private readonly Channel<string> _answers = Channel.CreateUnbounded<string>();
+
+    internal FakeVcpu(Stream stream)
+    {
+        _stream = stream;
+        _ = ReceiveAsync();
+    }
 
     /// <summary>Reads pages and compares them with what they held at the snapshot, or were written to since.</summary>
     /// <param name="offset">In bytes; a multiple of 4,096.</param>
@@ -24,13 +33,32 @@ public sealed class FakeVcpu(Stream stream) : IDisposable
     public Task RemoveAsync(long offset, long length) => AskAsync($"remove {offset} {length}");
 
     /// <summary>Ends the machine's process by a signal, after a last word on its console.</summary>
-    public async Task DieAsync(int signal) => await stream.WriteAsync(Encoding.ASCII.GetBytes($"die {signal}\n"));
+    public async Task DieAsync(int signal) => await _stream.WriteAsync(Encoding.ASCII.GetBytes($"die {signal}\n"));
 
     /// <inheritdoc/>
     public void Dispose()
     {
-        stream.Dispose();
+        _stream.Dispose();
         _one.Dispose();
+    }
+
+    /// <summary>Takes its answers until the machine has ended: then nothing is kept open for it.</summary>
+    private async Task ReceiveAsync()
+    {
+        using var lines = new StreamReader(_stream);
+        try
+        {
+            while (await lines.ReadLineAsync() is { } line)
+            {
+                await _answers.Writer.WriteAsync(line);
+            }
+
+            _answers.Writer.Complete(new IOException("the machine has ended"));
+        }
+        catch (Exception e) when (e is IOException or ObjectDisposedException)
+        {
+            _answers.Writer.Complete(e);
+        }
     }
 
     private async Task<string[]> AskAsync(string command)
@@ -38,8 +66,8 @@ public sealed class FakeVcpu(Stream stream) : IDisposable
         await _one.WaitAsync();
         try
         {
-            await stream.WriteAsync(Encoding.ASCII.GetBytes(command + "\n"));
-            return (await FakeFirecrackerGuest.ReadLineAsync(stream)).Split(' ');
+            await _stream.WriteAsync(Encoding.ASCII.GetBytes(command + "\n"));
+            return (await _answers.Reader.ReadAsync()).Split(' ');
         }
         finally
         {

@@ -19,6 +19,9 @@ namespace Dh.Sandboxes;
 /// </summary>
 public sealed class Sandbox : IAsyncDisposable
 {
+    // How long the page server and the launcher take at most to see that a machine has ended.
+    private static readonly TimeSpan EndTimeLimit = TimeSpan.FromSeconds(1);
+
     private readonly FileLock _lease;
     private readonly IVmm _vmm;
     private readonly PageServer? _pageServer;
@@ -209,8 +212,21 @@ public sealed class Sandbox : IAsyncDisposable
                 await populated.ConfigureAwait(false);
             }
 
-            // Whichever failed, the VMM's own words are the better explanation when it was the first to end.
-            await restored.ConfigureAwait(false);
+            try
+            {
+                await restored.ConfigureAwait(false);
+            }
+            catch (DhException)
+            {
+                // A VMM that was killed for the page server's failure has nothing to say of it.
+                if (await PageServerFailureAsync().ConfigureAwait(false) is { } failure)
+                {
+                    throw failure;
+                }
+
+                throw;
+            }
+
             try
             {
                 Population = await populated.WaitAsync(timeLimit, cancellationToken).ConfigureAwait(false);
@@ -218,6 +234,10 @@ public sealed class Sandbox : IAsyncDisposable
             catch (TimeoutException e)
             {
                 throw new DhException(DhErrorReason.PageServer, $"Guest memory was not populated from {Snapshot.MemoryPath} within {timeLimit.TotalSeconds:0} s: {_pageServer.Progress.PlacedBytes >> 20} MiB are in place.", e);
+            }
+            catch (PageServerException e) when (e.PeerEnded)
+            {
+                throw await ExplainAsync(e, "while its memory was populated").ConfigureAwait(false);
             }
 
             Notice ??= Population.Warning;
@@ -238,11 +258,22 @@ public sealed class Sandbox : IAsyncDisposable
 
     private static bool IsPeerEnded(AggregateException? exception) => exception?.InnerException is PageServerException { PeerEnded: true };
 
+    /// <summary>What the page server has failed with, and killed the VMM for; null when it did not.</summary>
+    private async Task<PageServerException?> PageServerFailureAsync()
+    {
+        if (_pageServer is not null && _vmm.Exited.IsCompleted)
+        {
+            await Task.WhenAny(_pageServer.Completion, Task.Delay(EndTimeLimit)).ConfigureAwait(false);
+        }
+
+        return _pageServer is { Completion: { IsFaulted: true, Exception.InnerException: PageServerException { PeerEnded: false } failure } } ? failure : null;
+    }
+
     /// <summary>When the channel ended because the machine did, says how it ended, with its last words.</summary>
     private async Task<DhException> ExplainAsync(DhException e, string when)
     {
-        await Task.WhenAny(_vmm.Exited, Task.Delay(TimeSpan.FromSeconds(1))).ConfigureAwait(false);
-        if (_pageServer is { Completion: { IsFaulted: true, Exception.InnerException: PageServerException { PeerEnded: false } failure } })
+        await Task.WhenAny(_vmm.Exited, Task.Delay(EndTimeLimit)).ConfigureAwait(false);
+        if (await PageServerFailureAsync().ConfigureAwait(false) is { } failure)
         {
             return failure;
         }

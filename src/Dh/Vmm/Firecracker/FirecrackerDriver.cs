@@ -5,6 +5,9 @@ namespace Dh.Vmm.Firecracker;
 /// <param name="jailerPath">The jailer that runs it; null without one.</param>
 internal sealed class FirecrackerDriver(FirecrackerBinary firecracker, string? jailerPath) : IVmmDriver
 {
+    // Before, its end of the handshake's socket was closed as soon as the userfaultfd was sent.
+    private static readonly Version HandshakeKeptSince = new(1, 12, 0);
+
     /// <summary>Firecracker's name in manifests.</summary>
     public const string DriverName = "firecracker";
 
@@ -24,9 +27,11 @@ internal sealed class FirecrackerDriver(FirecrackerBinary firecracker, string? j
     public bool IsJailed => jailerPath is not null;
 
     /// <inheritdoc/>
-    public string? UffdRefusal => SnapshotLoadRequest.KnowsUffd(firecracker.Version)
-        ? null
-        : $"Firecracker {firecracker.Version} ({firecracker.Path}) cannot have its memory from a page server, which takes 1.1 or newer";
+    public string? UffdRefusal => !SnapshotLoadRequest.KnowsUffd(firecracker.Version)
+            ? $"Firecracker {firecracker.Version} ({firecracker.Path}) cannot have its memory from a page server, which takes 1.1 or newer"
+        : firecracker.Version < HandshakeKeptSince
+            ? $"Firecracker {firecracker.Version} ({firecracker.Path}) hangs up on its page server, which then cannot tell it from a dead one; {HandshakeKeptSince.ToString(2)} or newer does not"
+        : null;
 
     /// <inheritdoc/>
     public bool BootsElfKernel => true;
