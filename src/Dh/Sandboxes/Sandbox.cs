@@ -96,7 +96,8 @@ public sealed class Sandbox : IAsyncDisposable
                     Policy = policy switch { MemoryPolicy.Eager => PopulationPolicy.Eager, MemoryPolicy.Prefetch => PopulationPolicy.Prefetch, _ => PopulationPolicy.Lazy },
                     Fill = options.Fill,
                     Record = options.Record,
-                    HandshakeTimeLimit = options.RestoreTimeLimit,
+                    // The VMM's limit comes first: its message says which step did not end.
+                    HandshakeTimeLimit = TimeSpan.FromTicks(Math.Min((options.RestoreTimeLimit + EndTimeLimit).Ticks, TimeSpan.TicksPerHour)),
                     Failed = _ => vmm.Kill(),
                 });
             }
