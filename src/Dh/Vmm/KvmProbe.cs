@@ -78,11 +78,12 @@ public static class KvmProbe
         limit.CancelAfter(TimeLimit);
         var options = new VmmStartOptions { RunDirectory = Path.Combine(cacheDirectory, $"probe-{Guid.NewGuid():N}"), Installation = installation };
         string log = Path.Combine(options.RunDirectory, "vmm.log");
+        // As the image boots: what a kernel says at length, and its search for absent serial ports, is slow where every access to a port is.
         string[] command =
         [
             QemuBinary.FindPath(), "-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot",
             "-machine", "microvm,x-option-roms=off", "-accel", "kvm", "-cpu", "host", "-m", "256M", "-serial", "stdio",
-            "-kernel", kernelPath, "-initrd", initrdPath, "-append", "console=ttyS0 panic=-1 reboot=t dh.probe",
+            "-kernel", kernelPath, "-initrd", initrdPath, "-append", "console=ttyS0 quiet panic=-1 reboot=t mitigations=off 8250.nr_uarts=1 dh.probe",
         ];
         await using var process = VmmProcess.Start(options, new Dictionary<string, string>(), command, []);
         try
