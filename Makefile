@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fuzz check bench bench-memory bench-deephaven install clean
+.PHONY: help setup build demo test test-nested fuzz check bench bench-memory bench-deephaven install clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -48,6 +48,10 @@ test: setup build ## Run all tests; the last line counts them
 	dotnet test --solution Dh.slnx 2>&1 | tee $$log; code=$$?; \
 	awk '/^  succeeded:/{p=$$2}/^  failed:/{f=$$2}/^  skipped:/{s=$$2}END{printf "%d passed, %d failed, %d skipped\n",p,f,s}' $$log; \
 	rm -f $$log; exit $$code
+
+test-nested: setup build ## Run dh under KVM, in an emulated machine that has it (minutes; DH_FIRECRACKER=PATH: Firecracker too)
+	$(DH) vm prepare
+	test/nested/run
 
 fuzz: setup ## Parse a million hostile inputs (FUZZ_COUNT, FUZZ_SEED)
 	@seed=$${FUZZ_SEED:-$$((RANDOM * 32768 + RANDOM))} count=$${FUZZ_COUNT:-1000000}; echo "FUZZ_SEED=$$seed FUZZ_COUNT=$$count"; \

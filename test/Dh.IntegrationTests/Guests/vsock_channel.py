@@ -1,6 +1,7 @@
-"""Runs in a guest: a second runner with an engine of its own, whose hosts come by a listening unix socket, as they do by vsock.
+"""What hosts that come and go say to a runner, and what they must hear.
 
-The machine is left to the first runner.
+As a script it runs in a guest: a second runner with an engine of its own, whose hosts come by a listening unix socket, as they
+do by vsock; the machine is left to the first runner. test/nested/vsock.py takes the hosts to a machine with a vsock.
 """
 
 import json
@@ -11,11 +12,7 @@ import threading
 import time
 import traceback
 
-sys.path.insert(0, "/usr/lib/dh")
-import runner as runner_module  # noqa: E402
-from channel import Channel, Gone  # noqa: E402
-
-TIME_LIMIT_S = 20
+TIME_LIMIT_S = 60
 HELLO = {
     "type": "hello", "protocol": 1, "wall_clock_ns": time.time_ns(), "hostname": "h", "machine_id": "0" * 32,
     "boot_id": "00000000-0000-0000-0000-000000000000",
@@ -32,10 +29,10 @@ class NoMachine:
 class Host:
     """One connection; every wait has a limit."""
 
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, family, address):
+        self.socket = socket.socket(family, socket.SOCK_STREAM)
         self.socket.settimeout(TIME_LIMIT_S)
-        self.socket.connect(path)
+        self.socket.connect(address)
         self._data = b""
 
     def say(self, header, body=b""):
@@ -67,6 +64,8 @@ class Host:
 
 
 def check_channel():
+    from channel import Channel, Gone
+
     for end in ("close", "reset", "half-close", "middle of a frame"):
         near, far = socket.socketpair()
         channel = Channel(near.detach(), ends=True)
@@ -94,10 +93,10 @@ def check_channel():
         print("channel:", end)
 
 
-def talk(path):
-    first, second = Host(path), None
+def talk(first, connect):
+    """One host after the other; the last one goes while its code runs."""
     assert first.hear()[0]["type"] == "ready"
-    second = Host(path)  # waits until the first has gone
+    second = connect()  # waits until the first has gone
     second.say(HELLO, bytes(64))
     first.say({"type": "exec"})
     assert first.hear()[0] == {"type": "error", "message": "exec before hello"}
@@ -119,7 +118,7 @@ def talk(path):
     assert second.hear()[1] == b"two\n"
     assert second.hear()[0]["exit_code"] == 0
     second.socket.shutdown(socket.SHUT_WR)
-    third = Host(path)
+    third = connect()
     assert third.hear()[0]["type"] == "ready"
     third.execute(b"")
     assert third.hear()[0] == {"type": "error", "message": "exec before hello"}
@@ -131,6 +130,10 @@ def talk(path):
 
 
 def main():
+    sys.path.insert(0, "/usr/lib/dh")
+    import runner as runner_module
+    from channel import Channel
+
     check_channel()
     runner_module.Machine = NoMachine
     engine = runner_module.start_engine("python")
@@ -141,8 +144,12 @@ def main():
     path = "/run/hosts.sock"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     listener.bind(path)
+
+    def connect():
+        return Host(socket.AF_UNIX, path)
+
     try:
-        Host(path)
+        connect()
         raise AssertionError("a host came before the runner listens")
     except ConnectionRefusedError:
         print("refused before it listens")
@@ -151,7 +158,7 @@ def main():
 
     def host():
         try:
-            talk(path)
+            talk(connect(), connect)
         except BaseException:
             failures.append(traceback.format_exc())
 
@@ -168,4 +175,5 @@ def main():
     os._exit(len(failures))
 
 
-main()
+if __name__ == "__main__":
+    main()
