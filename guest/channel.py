@@ -20,10 +20,16 @@ class Malformed(Exception):
     """The stream cannot be followed any further."""
 
 
+class Gone(Exception):
+    """The host has gone, and this channel with it."""
+
+
 class Channel:
-    def __init__(self, descriptor):
+    def __init__(self, descriptor, ends=False):
+        """`ends` is what a connection does, and a port does not, when the host goes."""
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
+        self._ends = ends
         self.unsent = 0  # bytes
         self._urgent = collections.deque()
         self._in_order = collections.deque()
@@ -46,6 +52,12 @@ class Channel:
             data = os.read(self.descriptor, READ_SIZE)
         except BlockingIOError:
             return ()
+        except OSError:  # reset
+            if not self._ends:
+                raise
+            raise Gone from None
+        if not data and self._ends:  # closed, or closed in one direction: nobody asks for anything any more
+            raise Gone
         self._received.append(data)
         self._received_size += len(data)
         if self._received_size < self._needed:
@@ -93,8 +105,18 @@ class Channel:
                 sent = os.write(self.descriptor, rest)
             except BlockingIOError:
                 return
+            except OSError:
+                if not self._ends:
+                    raise
+                self._discard()  # receiving tells the rest
+                return
             self._in_hand_sent += sent
             self.unsent -= sent
+
+    def _discard(self):
+        self._urgent.clear()
+        self._in_order.clear()
+        self._in_hand, self._in_hand_sent, self.unsent = b"", 0, 0
 
 
 def _parse(header):

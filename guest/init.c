@@ -4,7 +4,8 @@
  * It loads the drivers, puts a writable overlay over the read-only root disk, moves into it, and starts the runner.
  * Then it reaps orphans until the runner ends, which ends the machine: there is nothing to go on for.
  *
- * The initrd holds /init, /modules.list (one path per line, in load order) and the modules themselves.
+ * The initrd holds /init, /modules.list and the modules themselves. A line of the list is a module's path, in load order; before
+ * the path of one that only a machine with a vsock channel needs stands VSOCK_MARK.
  * Every failure prints `dh init: STEP: ERRNO text` on the console and restarts; with the kernel's panic=-1 and the VMM's
  * -no-reboot (or its like) the machine is gone at once, and the line is the last one in the console's file.
  */
@@ -32,6 +33,10 @@
 #define ROOT_DEVICE "/dev/vda"
 #define ROOT_DEVICE_WAIT_MS 10000
 #define NEW_ROOT "/newroot"
+
+/* The guest channel is virtio-serial, unless the kernel command line says so. */
+#define VSOCK_ARGUMENT "dh.channel=vsock"
+#define VSOCK_MARK "vsock "
 
 /* All that a guest writes, wherever it writes it, lands in this one tmpfs: one budget, and a full disk is ENOSPC, not the OOM killer. */
 #define WRITABLE "/writable"
@@ -109,20 +114,23 @@ static void load_module(const char *path)
 	if (syscall(SYS_finit_module, fd, "", 0) != 0 && errno != EEXIST)
 		fail("load %s", path);
 	close(fd);
-	unlink(path); /* the initrd lives in RAM, and RAM goes into the snapshot */
 }
 
-static void load_modules(void)
+static void load_modules(bool vsock)
 {
-	char path[512];
+	char line[512];
 	FILE *list = fopen("/modules.list", "re");
 
 	if (list == NULL)
 		fail("open /modules.list");
-	while (fgets(path, sizeof(path), list) != NULL) {
-		path[strcspn(path, "\n")] = '\0';
-		if (path[0] != '\0')
+	while (fgets(line, sizeof(line), list) != NULL) {
+		bool only_vsock = strncmp(line, VSOCK_MARK, strlen(VSOCK_MARK)) == 0;
+		const char *path = only_vsock ? line + strlen(VSOCK_MARK) : line;
+
+		line[strcspn(line, "\n")] = '\0';
+		if (vsock || !only_vsock)
 			load_module(path);
+		unlink(path); /* the initrd lives in RAM, and RAM goes into the snapshot */
 	}
 	if (ferror(list))
 		fail("read /modules.list");
@@ -270,9 +278,10 @@ static void tune_kernel(void)
 			write_file(settings[i].path, settings[i].value);
 }
 
-static pid_t start_runner(void)
+static pid_t start_runner(bool vsock)
 {
-	char *const arguments[] = { "/usr/bin/python3", "-I", "-u", "/usr/lib/dh/runner.py", NULL };
+	char *const channel = vsock ? "vsock" : "virtio-serial";
+	char *const arguments[] = { "/usr/bin/python3", "-I", "-u", "/usr/lib/dh/runner.py", channel, NULL };
 	char *const environment[] = {
 		"HOME=/root", "LANG=C.UTF-8", "LOGNAME=root", "USER=root", "SHELL=/bin/sh",
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL,
@@ -303,8 +312,9 @@ int main(void)
 		restart();
 	}
 
+	bool vsock = on_kernel_command_line(VSOCK_ARGUMENT);
 	int uevents = open_uevents(); /* before the drivers: no event is missed */
-	load_modules();
+	load_modules(vsock);
 	wait_for_root_device(uevents);
 	close(uevents);
 	build_root();
@@ -318,7 +328,7 @@ int main(void)
 	/* The runner inherits it, and gives it up for the code that it starts. */
 	write_file("/proc/self/oom_score_adj", "-1000");
 
-	pid_t runner = start_runner();
+	pid_t runner = start_runner(vsock);
 	int status;
 	pid_t ended;
 	do

@@ -27,12 +27,13 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
 import stdin_demand  # noqa: E402
-from channel import Channel, Malformed  # noqa: E402
+from channel import Channel, Gone, Malformed  # noqa: E402
 from machine import Machine  # noqa: E402
 
 PROTOCOL = 1
 PORT_NAME = "dh.channel"
-PORT_WAIT_S = 10
+VSOCK_PORT = 25_704  # 0x6468, "dh"
+DEVICE_WAIT_S = 10
 PYTHON = "/usr/bin/python3"
 SETTINGS = "/usr/lib/dh/engine.json"  # what the image's template says of the engine
 IN_PLACE = ("deephaven",)
@@ -51,6 +52,7 @@ DEFAULT_GRACE_MS = 2_000
 DRAIN_S = 2.0  # for the pipes to end once all of a run's processes have been killed
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+IOCTL_VM_SOCKETS_GET_LOCAL_CID = 0x7B9  # linux/vm_sockets.h
 IN_OPEN = 0x20  # linux/inotify.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -183,6 +185,8 @@ class Runner:
         self._engine_name = name
         self._channel = channel
         self._channel_events = select.EPOLLIN
+        self._listener = None  # of a vsock
+        self._ready_header = b""
         self._machine = Machine()
         self._epoll = select.epoll()
         self._handlers = {}  # by descriptor; called with it, and with what epoll says of it
@@ -201,16 +205,25 @@ class Runner:
     def ready(self):
         return self._next is not None and self._next.ready
 
-    def say_ready(self, channel, engine_version):
-        """Changes over from the rehearsal's channel to the host's."""
+    def say_ready(self, host, engine_version):
+        """Changes over from the rehearsal's channel to the host's, or to the socket at which the host may come."""
         self._forget(self._channel.descriptor)
-        self._channel = channel
         self._asleep, self._greeted = True, False
-        self._watch(channel.descriptor, self._on_channel)
-        self._send(_to_json({
+        self._ready_header = _to_json({
             "type": "ready", "protocol": PROTOCOL, "engine": self._engine_name, "engine_version": engine_version,
             "stdin_on_demand": self._next.listener is not None,
-        }).encode())
+        }).encode()
+        if isinstance(host, Channel):
+            self._watch(host.descriptor, self._on_channel)
+            self._begin(host)
+        else:
+            self._listener = host
+            host.listen(1)  # not before now: until then a host is refused at once, and tries again
+            self._watch(host.fileno(), self._on_host)
+
+    def _begin(self, channel):
+        self._channel, self._channel_events = channel, select.EPOLLIN
+        self._send(self._ready_header)
 
     # The loop
 
@@ -247,12 +260,44 @@ class Runner:
 
     # The channel
 
+    def _on_host(self, *_):
+        """A host has come by vsock. The next one waits until it has gone: a restore resets its connection."""
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # it has gone again
+            return
+        self._forget(self._listener.fileno())
+        channel = Channel(connection.detach(), ends=True)
+        self._watch(channel.descriptor, self._on_connection)
+        self._begin(channel)
+
+    def _on_connection(self, descriptor, events):
+        try:
+            frames = self._channel.receive()
+        except Gone:
+            if self._postponed or self._run is not None and not self._run.answered:
+                raise Fatal("the host has gone while its code ran") from None
+            self._greeted = self._output_paused = False
+            self._forget(descriptor)
+            os.close(descriptor)
+            self._watch(self._listener.fileno(), self._on_host)
+            return
+        if self._asleep and frames:
+            self._wake()
+        for header, body in frames:
+            self._take(header, body)
+        if events != select.EPOLLIN or self._channel_events != select.EPOLLIN:
+            self._flush()
+
+    def _wake(self):
+        """At the first sign of a host, mostly after a restore: while it says hello, the process that waits for code goes on
+        another CPU through what it is going to do."""
+        self._asleep = False
+        os.write(self._next.job.descriptor, NO_JOB_YET)
+
     def _on_channel(self, _, events):
         if self._asleep:
-            # The first sign of a host, mostly after a restore: while it says hello, the process that waits for code goes
-            # on another CPU through what it is going to do.
-            self._asleep = False
-            os.write(self._next.job.descriptor, NO_JOB_YET)
+            self._wake()
         gone = events & select.EPOLLHUP != 0
         if gone:
             self._channel.start_anew()
@@ -285,7 +330,7 @@ class Runner:
         events = select.EPOLLIN | (select.EPOLLOUT if channel.unsent else 0) | (select.EPOLLET if gone else 0)
         if events != self._channel_events:
             self._channel_events = events
-            self._watch(channel.descriptor, self._on_channel, events)
+            self._watch(channel.descriptor, self._handlers[channel.descriptor], events)
         pause = channel.unsent > MAX_UNSENT
         if pause != self._output_paused:
             self._output_paused = pause
@@ -642,7 +687,7 @@ def prctl(option, value):
 def open_port():
     """The virtio port that leads to the host. There is no udev: its name is in sysfs only, a moment after the device."""
     ports = "/sys/class/virtio-ports"
-    deadline = time.monotonic() + PORT_WAIT_S
+    deadline = time.monotonic() + DEVICE_WAIT_S
     while time.monotonic() < deadline:
         for port in os.listdir(ports) if os.path.isdir(ports) else ():
             try:
@@ -653,6 +698,20 @@ def open_port():
                 pass
         time.sleep(0.01)
     raise Fatal(f"no virtio port is named {PORT_NAME}")
+
+
+def open_vsock():
+    """The socket at which the host may come, when there is a vsock that leads to it."""
+    cid = bytearray(4)
+    deadline = time.monotonic() + DEVICE_WAIT_S
+    with open("/dev/vsock", "rb") as device:
+        while fcntl.ioctl(device, IOCTL_VM_SOCKETS_GET_LOCAL_CID, cid) or int.from_bytes(cid, "little") == socket.VMADDR_CID_ANY:
+            if time.monotonic() > deadline:
+                raise Fatal("this machine has no vsock device")
+            time.sleep(0.01)
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
+    return listener
 
 
 def start_engine(name):
@@ -702,7 +761,7 @@ def main():
     with open(SETTINGS) as file:
         name = json.load(file)["engine"]
     engine = start_engine(name)
-    channel = Channel(open_port())
+    host = open_vsock() if sys.argv[1:] == ["vsock"] else Channel(open_port())
     what, _, version = engine.recv(64).decode().partition(" ")
     if what != "ready":
         raise Fatal("the engine has ended before it was ready")  # and has said why
@@ -711,7 +770,7 @@ def main():
     rehearse(runner, Channel(far.detach()))
     gc.collect()
     gc.freeze()  # the collector leaves what is there alone, and so its pages
-    runner.say_ready(channel, version)
+    runner.say_ready(host, version)
     while True:
         runner.step()
 

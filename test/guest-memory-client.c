@@ -21,32 +21,18 @@
 //   quiet        stops the threads of the modes `remove` and `storm`, prints `quiet PASSES`
 // End of file ends it. Whatever hangs for 30 s is killed by SIGALRM.
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
-#include <linux/userfaultfd.h>
+#include "guest-memory.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/un.h>
-#include <unistd.h>
 
-#define PAGE 4096UL
 // The mode `remove` gives back every second stretch of this length; the tests know it, too.
 #define STRETCH (64 * PAGE)
-
-struct region {
-    unsigned char *base;
-    size_t size, offset;
-};
 
 static struct region regions[2];
 static int region_count;
@@ -73,42 +59,10 @@ static void say(const char *format, ...)
     fflush(stdout);
 }
 
-static int make_userfaultfd(bool blocking)
-{
-    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-    if (device < 0)
-        die("open /dev/userfaultfd");
-    int made = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | (blocking ? 0 : O_NONBLOCK));
-    if (made < 0)
-        die("USERFAULTFD_IOC_NEW");
-    close(device);
-    struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
-    if (ioctl(made, UFFDIO_API, &api) != 0)
-        die("UFFDIO_API");
-    for (int i = 0; i < region_count; i++) {
-        struct uffdio_register reg = { .range = { (uintptr_t)regions[i].base, regions[i].size }, .mode = UFFDIO_REGISTER_MODE_MISSING };
-        if (ioctl(made, UFFDIO_REGISTER, &reg) != 0)
-            die("UFFDIO_REGISTER");
-    }
-    return made;
-}
-
 static void send_message(int sock, const void *bytes, size_t length, const int *fds, int count)
 {
-    char control[CMSG_SPACE(16 * sizeof(int))] = { 0 };
-    struct iovec iov = { (void *)bytes, length };
-    struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
-    if (count > 0) {
-        message.msg_control = control;
-        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(count * sizeof(int));
-        memcpy(CMSG_DATA(header), fds, count * sizeof(int));
-    }
     // The server may refuse before everything is written: that is its right.
-    if (sendmsg(sock, &message, MSG_NOSIGNAL) < 0 && errno != EPIPE && errno != ECONNRESET)
+    if (send_with_descriptors(sock, bytes, length, fds, count) < 0 && errno != EPIPE && errno != ECONNRESET)
         die("sendmsg");
 }
 
@@ -159,14 +113,6 @@ static unsigned char *at_offset(size_t offset)
     return NULL;
 }
 
-static uint64_t hash_words(uint64_t hash, const void *page)
-{
-    const uint64_t *words = page;
-    for (size_t w = 0; w < PAGE / 8; w++)
-        hash = (hash ^ words[w]) * 1099511628211UL;
-    return hash;
-}
-
 struct action {
     char name[8];
     size_t offset, length;
@@ -178,7 +124,7 @@ static void *act(void *argument)
     struct action *action = argument;
     action->result = action->length / PAGE;
     if (strcmp(action->name, "read") == 0)
-        action->result = 14695981039346656037UL;
+        action->result = FNV_START;
     for (size_t at = action->offset; at < action->offset + action->length; at += PAGE) {
         unsigned char *page = at_offset(at);
         if (strcmp(action->name, "read") == 0) {
@@ -228,7 +174,7 @@ static void print_pages(void)
         for (int i = 0; i < region_count; i++) {
             if (offset < regions[i].offset || offset >= regions[i].offset + regions[i].size)
                 continue;
-            uint64_t hash = hash_words(14695981039346656037UL, regions[i].base + (offset - regions[i].offset));
+            uint64_t hash = hash_words(FNV_START, regions[i].base + (offset - regions[i].offset));
             printf("%016" PRIx64 "\n", hash);
         }
     }
@@ -302,7 +248,10 @@ int main(int argc, char **argv)
             if (mmap(regions[i].base, regions[i].size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, atoi(argv[6]), regions[i].offset) == MAP_FAILED)
                 die("mmap BACKING");
     }
-    uffd = make_userfaultfd(strcmp(mode, "blocking") == 0);
+    const char *step;
+    uffd = make_userfaultfd(regions, region_count, strcmp(mode, "blocking") == 0, &step);
+    if (uffd < 0)
+        die(step);
 
     struct region told[2] = { regions[0], regions[1] };
     if (strcmp(mode, "overlap") == 0)

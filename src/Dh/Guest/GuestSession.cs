@@ -248,6 +248,12 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         try
         {
             var (header, _) = await _channel.ReadAsync(limit.Token).ConfigureAwait(false);
+            if (header.Type == "ready" && type == "hello")
+            {
+                // What every connection over vsock begins with.
+                (header, _) = await _channel.ReadAsync(limit.Token).ConfigureAwait(false);
+            }
+
             if (header.Type != type)
             {
                 throw Break($"`{Untrusted.OneLine(header.Type)}` instead of `{type}`");

@@ -31,6 +31,7 @@ internal sealed record BuildCommand(string Program, ImmutableArray<string> Argum
         ["find"] = "findutils",
         ["mke2fs"] = "e2fsprogs",
         ["newuidmap"] = "uidmap",
+        ["prlimit"] = "util-linux",
         ["rm"] = "coreutils",
         ["umount"] = "mount",
         ["unshare"] = "util-linux",

@@ -31,6 +31,7 @@ public sealed record Image
     internal const string ManifestName = "image.json";
 
     internal const string KernelName = "kernel";
+    internal const string VmlinuxName = "vmlinux";
     internal const string InitrdName = "initrd";
     internal const string RootDiskName = "root.img";
 

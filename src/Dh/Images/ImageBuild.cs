@@ -22,8 +22,10 @@ internal sealed class ImageBuild(
     BuildNamespace workspace,
     IProgress<ImageProgress>? progress)
 {
+    /// <summary>The mode of an image's files.</summary>
+    internal const UnixFileMode ReadOnlyMode = UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead;
+
     private const string InterpreterPackage = "python3-minimal"; // it holds /usr/bin/python3
-    private const UnixFileMode ReadOnlyMode = UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead;
 
     // What mmdebstrap says when it begins something, and how much of the build is done then.
     private static readonly (string Line, double Fraction)[] BootstrapSteps =
@@ -165,9 +167,10 @@ internal sealed class ImageBuild(
     private async Task WriteInitrdAsync(KernelModules available, CancellationToken cancellationToken)
     {
         var modules = await available.ReadInLoadOrderAsync(KernelPackage.GuestModules, cancellationToken);
+        var withVsock = await available.ReadInLoadOrderAsync([.. KernelPackage.GuestModules, .. KernelPackage.VsockModules], cancellationToken);
         byte[] init = await File.ReadAllBytesAsync(guest.InitPath, cancellationToken);
         await using var stream = File.Create(Output(Image.InitrdName));
-        Initrd.Write(stream, init, modules);
+        Initrd.Write(stream, init, modules, [.. withVsock.Skip(modules.Count)]);
     }
 
     private void ReportBootstrap(string line)

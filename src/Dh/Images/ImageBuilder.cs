@@ -18,6 +18,9 @@ public sealed class ImageBuilder(ImageBuildOptions options, TimeProvider? clock 
     private const int QuotaExceeded = 122; // EDQUOT, asm-generic/errno.h
     private static readonly TimeSpan LockLimit = TimeSpan.FromHours(1);
 
+    [SupportedOSPlatformGuard("linux")]
+    private static bool IsHost => OperatingSystem.IsLinux() && RuntimeInformation.OSArchitecture == Architecture.X64;
+
     /// <summary>The image of a template, if it is built.</summary>
     /// <param name="template">The template.</param>
     /// <returns>Null when it is not, or is damaged.</returns>
@@ -39,26 +42,51 @@ public sealed class ImageBuilder(ImageBuildOptions options, TimeProvider? clock 
     public async Task<Image> BuildAsync(Template template, IProgress<ImageProgress>? progress = null, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(template);
-        if (!OperatingSystem.IsLinux() || RuntimeInformation.OSArchitecture != Architecture.X64)
+        if (!IsHost)
         {
             throw new DhException(DhErrorReason.Host, "Images are built on x86-64 Linux only.");
         }
 
+        return await ExplainAsync(
+            $"The image of '{template.Name}' could not be built", FindOrBuildAsync(template, progress, cancellationToken));
+    }
+
+    /// <summary>The ELF kernel of an image (<c>vmlinux</c>), which Firecracker boots. It is unpacked from the image's bzImage when first asked
+    /// for (about a second), and then stays beside it.</summary>
+    /// <param name="image">A finished image in this builder's directory.</param>
+    /// <param name="cancellationToken">Gives up.</param>
+    /// <returns>The file's path.</returns>
+    /// <exception cref="DhException"><see cref="DhErrorReason.Image"/>: the kernel is damaged, or no bzImage, or compressed in a way that is not
+    /// known here; <see cref="DhErrorReason.Host"/>: a program or space is missing on this host.</exception>
+    /// <exception cref="OperationCanceledException">Cancelled.</exception>
+    public async Task<string> UnpackKernelAsync(Image image, CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(image);
+        if (!IsHost)
+        {
+            throw new DhException(DhErrorReason.Host, "Images are built on x86-64 Linux only.");
+        }
+
+        return await ExplainAsync($"The kernel {image.KernelPath} could not be unpacked", FindOrUnpackAsync(image, cancellationToken));
+    }
+
+    private async Task<T> ExplainAsync<T>(string failure, Task<T> work)
+    {
         try
         {
-            return await FindOrBuildAsync(template, progress, cancellationToken);
+            return await work;
         }
         catch (Exception error) when (IsFull(error))
         {
             throw new DhException(
                 DhErrorReason.Host,
-                $"The image of '{template.Name}' could not be built: the file system of {options.ImagesDirectory} was full " +
-                $"({new DriveInfo(options.ImagesDirectory).AvailableFreeSpace} bytes are free now that the build is removed). Free some space there, or set DH_HOME to a directory on another file system.",
+                $"{failure}: the file system of {options.ImagesDirectory} was full " +
+                $"({new DriveInfo(options.ImagesDirectory).AvailableFreeSpace} bytes are free now that what was made is removed). Free some space there, or set DH_HOME to a directory on another file system.",
                 error);
         }
         catch (Exception error) when (error is IOException or UnauthorizedAccessException)
         {
-            throw new DhException(DhErrorReason.Host, $"The image of '{template.Name}' could not be built in {options.ImagesDirectory}: a file could not be read or written.", error);
+            throw new DhException(DhErrorReason.Host, $"{failure} in {options.ImagesDirectory}: a file could not be read or written.", error);
         }
     }
 
@@ -134,6 +162,24 @@ public sealed class ImageBuilder(ImageBuildOptions options, TimeProvider? clock 
         {
             await workspace.RemoveAsync(work);
         }
+    }
+
+    [SupportedOSPlatform("linux")]
+    private async Task<string> FindOrUnpackAsync(Image image, CancellationToken cancellationToken)
+    {
+        string vmlinux = Path.Combine(image.Directory, Image.VmlinuxName);
+        var kernel = await BzImage.ReadAsync(image.KernelPath, cancellationToken);
+        using var held = await LockAsync(null, cancellationToken);
+        if (!File.Exists(vmlinux) || new FileInfo(vmlinux).Length != kernel.ElfBytes)
+        {
+            string part = vmlinux + ".part";
+            await kernel.UnpackAsync(part, cancellationToken);
+            File.SetUnixFileMode(part, ImageBuild.ReadOnlyMode);
+            Files.Sync(part);
+            File.Move(part, vmlinux, overwrite: true);
+        }
+
+        return vmlinux;
     }
 
     private List<string> Requirements(Template template) => [.. template.ResolveRequirements(), .. options.ExtraRequirements];

@@ -33,6 +33,7 @@ internal sealed class ImageHash : IDisposable
         hash.AddAll([.. requirements.Order(StringComparer.Ordinal)]);
         hash.AddAll([.. template.JvmArguments]);
         hash.AddAll([.. KernelPackage.GuestModules]);
+        hash.AddAll([.. KernelPackage.VsockModules]);
         foreach (string file in guest.All.OrderBy(Path.GetFileName, StringComparer.Ordinal))
         {
             hash.Add(Encoding.UTF8.GetBytes(Path.GetFileName(file)));

@@ -13,11 +13,14 @@ internal sealed partial record KernelPackage(string Version, string BzImagePath,
     private const string MetaPackage = "linux-image-cloud-" + AptSource.Architecture;
 
     /// <summary>
-    /// What a microVM needs beyond what is built in: virtio's transport without PCI, disk, guest channel (QEMU's virtio-serial, Firecracker's vsock),
-    /// and the file systems of the root. Naming one that a kernel has built in is no mistake.
+    /// What a microVM needs beyond what is built in: virtio's transport without PCI, disk, guest channel (virtio-serial), and the file systems of
+    /// the root. Naming one that a kernel has built in is no mistake.
     /// </summary>
     public static IReadOnlyList<string> GuestModules { get; } =
-        ["virtio_mmio", "virtio_blk", "virtio_console", "virtio_balloon", "vmw_vsock_virtio_transport", "ext4", "overlay"];
+        ["virtio_mmio", "virtio_blk", "virtio_console", "virtio_balloon", "ext4", "overlay"];
+
+    /// <summary>What it needs besides when its guest channel is a vsock, as Firecracker's is: that, and the entropy device.</summary>
+    public static IReadOnlyList<string> VsockModules { get; } = ["vmw_vsock_virtio_transport", "virtio_rng"];
 
     /// <summary>Downloads the suite's newest and unpacks it.</summary>
     /// <param name="archive">Where from.</param>

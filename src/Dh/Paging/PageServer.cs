@@ -21,6 +21,7 @@ public sealed class PageServer : IAsyncDisposable
 {
     private readonly Socket? _listener;
     private readonly string? _socketPath;
+    private readonly int? _peerProcessId;
     private readonly IMemorySource _source;
     private readonly PageServerOptions _options;
     private readonly WakeEvent _stop = new();
@@ -40,8 +41,10 @@ public sealed class PageServer : IAsyncDisposable
     private long _plannedBytes;
     private int _disposed;
 
-    private PageServer(SafeSocketHandle? connection, Socket? accepted, Socket? listener, string? socketPath, IMemorySource source, PageServerOptions options)
+    private PageServer(
+        SafeSocketHandle? connection, Socket? accepted, Socket? listener, string? socketPath, IMemorySource source, PageServerOptions options, int? peerProcessId = null)
     {
+        _peerProcessId = peerProcessId;
         _connection = connection;
         _accepted = accepted;
         _listener = listener;
@@ -115,6 +118,20 @@ public sealed class PageServer : IAsyncDisposable
             throw;
         }
     }
+
+    /// <summary>Waits for one VMM on a socket that listens already. Its peer must be this process, whatever its user; others are turned away.</summary>
+    /// <param name="listener">The listening socket; the server owns it from now on.</param>
+    /// <param name="peerProcessId">The VMM, which is not reaped as long as this server may wait.</param>
+    /// <param name="source">Contents of guest memory; the server owns it from now on.</param>
+    /// <param name="options">How.</param>
+    internal static PageServer StartListening(Socket listener, int peerProcessId, IMemorySource source, PageServerOptions options)
+    {
+        ThrowUnlessLinux();
+        return new PageServer(null, null, listener, null, source, options, peerProcessId);
+    }
+
+    /// <summary>Whether the VMM's regions and its userfaultfd have come.</summary>
+    internal bool HandshakeReceived => _handshakeDone;
 
     /// <summary>Makes the socket that VMMs connect to, with mode 0600.</summary>
     /// <param name="socketPath">Where; at most 107 bytes; nothing may exist there.</param>
@@ -344,24 +361,34 @@ public sealed class PageServer : IAsyncDisposable
 
     private SafeSocketHandle Accept()
     {
-        _accepted ??= AcceptOne();
-        var peer = UnixSockets.GetPeerCredentials(_accepted.SafeHandle);
-        if (peer.Uid != 0 && peer.Uid != UnixSockets.CurrentUserId)
+        long deadline = Environment.TickCount64 + (long)_options.HandshakeTimeLimit.TotalMilliseconds;
+        while (true)
         {
-            throw new PageServerException($"A peer is refused: process {peer.Pid} belongs to user {peer.Uid}, not to {UnixSockets.CurrentUserId}.");
-        }
+            _accepted ??= AcceptOne(TimeSpan.FromMilliseconds(Math.Max(0, deadline - Environment.TickCount64)));
+            var peer = UnixSockets.GetPeerCredentials(_accepted.SafeHandle);
+            if (_peerProcessId is null && peer.Uid != 0 && peer.Uid != UnixSockets.CurrentUserId)
+            {
+                throw new PageServerException($"A peer is refused: process {peer.Pid} belongs to user {peer.Uid}, not to {UnixSockets.CurrentUserId}.");
+            }
 
-        _peer = UnixSockets.OpenPeer(_accepted.SafeHandle);
-        return _accepted.SafeHandle;
+            if (_peerProcessId is null || peer.Pid == _peerProcessId)
+            {
+                _peer = UnixSockets.OpenPeer(_accepted.SafeHandle);
+                return _accepted.SafeHandle;
+            }
+
+            _accepted.Dispose();
+            _accepted = null;
+        }
     }
 
-    private Socket AcceptOne()
+    private Socket AcceptOne(TimeSpan timeLimit)
     {
-        int ready = Poll.WaitAny(_options.HandshakeTimeLimit, _listener!.SafeHandle, _stop.Handle);
+        int ready = Poll.WaitAny(timeLimit, _listener!.SafeHandle, _stop.Handle);
         if ((ready & 1) == 0)
         {
             throw new PageServerException(ready == 0
-                ? $"No VMM connected to {_socketPath} within {_options.HandshakeTimeLimit.TotalSeconds:0.#} s."
+                ? $"No VMM connected{(_socketPath is null ? "" : $" to {_socketPath}")} within {_options.HandshakeTimeLimit.TotalSeconds:0.#} s."
                 : "The page server was stopped before a VMM connected.");
         }
 

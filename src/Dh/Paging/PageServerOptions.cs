@@ -5,7 +5,7 @@ using Microsoft.Win32.SafeHandles;
 namespace Dh.Paging;
 
 /// <summary>How a page server works; what is null or not set has the default that is documented here.</summary>
-public sealed class PageServerOptions
+public sealed record PageServerOptions
 {
     private int _workers = 2;
     private int _blockSize = 64 << 10;

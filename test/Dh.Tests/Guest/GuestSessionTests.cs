@@ -72,6 +72,22 @@ public sealed class GuestSessionTests : IDisposable
     }
 
     [Fact(Timeout = TestLimitMs)]
+    public async Task A_connection_may_begin_with_ready_but_only_begin()
+    {
+        const string ready = """{"type": "ready", "protocol": 1, "engine": "python", "engine_version": "3.11.2"}""";
+        await _guest.SayFrameAsync(ready);
+        await _guest.SayFrameAsync(ready);
+        Assert.Equal("The guest broke its protocol: `ready` instead of `hello`.", await GreetingFailsAsync());
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_guest_that_begins_with_ready_is_greeted()
+    {
+        await _guest.SayFrameAsync("""{"type": "ready", "protocol": 1, "engine": "python", "engine_version": "3.11.2"}""");
+        await GreetAsync();
+    }
+
+    [Fact(Timeout = TestLimitMs)]
     public async Task A_result_before_anything_was_sent_is_no_hello()
     {
         await _guest.SayFrameAsync(FakeGuest.Result());

@@ -33,12 +33,16 @@ public sealed class InitrdTests
     public void The_initrd_lists_its_modules_in_load_order()
     {
         using var stream = new MemoryStream();
-        Initrd.Write(stream, "ELF"u8, [new KernelModule("virtio", "a"u8.ToArray()), new KernelModule("virtio_blk", "b"u8.ToArray())]);
+        Initrd.Write(
+            stream, "ELF"u8, [new KernelModule("virtio", "a"u8.ToArray()), new KernelModule("virtio_blk", "b"u8.ToArray())], [new KernelModule("vsock", "c"u8.ToArray())]);
         string text = Encoding.ASCII.GetString(stream.ToArray());
 
-        Assert.Contains("/modules/virtio.ko\n/modules/virtio_blk.ko\n", text, StringComparison.Ordinal);
+        Assert.Contains("/modules/virtio.ko\n/modules/virtio_blk.ko\nvsock /modules/vsock.ko\n", text, StringComparison.Ordinal);
         Assert.Equal(
-            ["dev", "proc", "sys", "run", "tmp", "root", "newroot", "modules", "dev/console", "init", "modules.list", "modules/virtio.ko", "modules/virtio_blk.ko", "TRAILER!!!"],
+            [
+                "dev", "proc", "sys", "run", "tmp", "root", "newroot", "modules", "dev/console", "init",
+                "modules.list", "modules/virtio.ko", "modules/virtio_blk.ko", "modules/vsock.ko", "TRAILER!!!",
+            ],
             text.Split("070701").Skip(1).Select(entry => entry[104..entry.IndexOf('\0', StringComparison.Ordinal)]));
     }
 
@@ -48,7 +52,7 @@ public sealed class InitrdTests
         byte[][] archives = [.. Enumerable.Range(0, 2).Select(_ =>
         {
             using var stream = new MemoryStream();
-            Initrd.Write(stream, "ELF"u8, [new KernelModule("virtio", "a"u8.ToArray())]);
+            Initrd.Write(stream, "ELF"u8, [new KernelModule("virtio", "a"u8.ToArray())], []);
             return stream.ToArray();
         })];
 
