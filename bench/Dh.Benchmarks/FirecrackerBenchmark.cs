@@ -92,8 +92,7 @@ internal static class FirecrackerBenchmark
         for (int call = -100; call < Calls; call++)
         {
             long start = Stopwatch.GetTimestamp();
-            _ = socket.Send(request);
-            int length = socket.Receive(answer);
+            int length = Exchange(socket, request, answer);
             long between = Stopwatch.GetTimestamp();
             await api.PutAsync("/entropy", Body, Limit, CancellationToken.None);
             long end = Stopwatch.GetTimestamp();
@@ -110,5 +109,12 @@ internal static class FirecrackerBenchmark
         }
 
         return (bare, client);
+    }
+
+    /// <summary>One write, and one blocking read, which takes all of so short an answer.</summary>
+    private static int Exchange(Socket socket, byte[] request, byte[] answer)
+    {
+        _ = socket.Send(request);
+        return socket.Receive(answer);
     }
 }
