@@ -28,10 +28,13 @@ internal readonly record struct Fault(ulong Address, bool IsWrite);
 internal sealed class GuestMemory : IDisposable
 {
     /// <summary>Holes from this length on are given back to the kernel: they never become faults.</summary>
-    private const ulong GivenBackLength = 64 << 10;
+    private const ulong LongHole = 64 << 10;
 
     /// <summary>Each range that is given back may cut a mapping in three, of which a process has at most 65,530 (vm.max_map_count).</summary>
     private const int MaxGivenBack = 4096;
+
+    /// <summary>Holes that are given back between two looks at the events: some tens of microseconds.</summary>
+    private const int GivenBackAtOnce = 16;
 
     /// <summary>Short holes that get their zero pages between two looks at the events: some tens of microseconds.</summary>
     private const int HolesAtOnce = 64;
@@ -43,9 +46,10 @@ internal sealed class GuestMemory : IDisposable
     private readonly IMemorySource _source;
     private Lock[] _copiers = [];
     private readonly RegionState[] _regions;
+    private readonly ulong _givenBackLength;
     private readonly AddressRanges _givenBack = new();
     private MemoryMapping? _zeros;
-    private bool _longHolesSettled;
+    private Queue<(ulong Address, ulong Length)>? _toGiveBack;
     private int _settlingRegion;
     private long _settlingPage;
     private string? _warning;
@@ -58,8 +62,13 @@ internal sealed class GuestMemory : IDisposable
     /// <param name="regions">Its regions.</param>
     /// <param name="source">Their contents.</param>
     /// <param name="foreseen">What was worked out before; this takes over its pages when it fits.</param>
-    public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source, ForeseenLayout foreseen)
+    /// <param name="isShared">
+    /// Whether guest memory is a shared mapping of a file in memory. That has no zero page: placing zeros takes memory, so short holes are given
+    /// back like long ones.
+    /// </param>
+    public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source, ForeseenLayout foreseen, bool isShared)
     {
+        _givenBackLength = isShared ? GuestRegion.NormalPageSize : LongHole;
         _uffd = uffd;
         _source = source;
         Regions = regions;
@@ -234,10 +243,10 @@ internal sealed class GuestMemory : IDisposable
     /// <exception cref="PageServerException">The kernel failed.</exception>
     public bool SettleHoles()
     {
-        if (!_longHolesSettled)
+        _toGiveBack ??= HolesToGiveBack();
+        if (_toGiveBack.Count > 0)
         {
-            _longHolesSettled = true;
-            return GiveBackLongHoles();
+            return GiveBackSome(_toGiveBack);
         }
 
         for (int placed = 0; _settlingRegion < _regions.Length; _settlingRegion++, _settlingPage = 0)
@@ -246,7 +255,7 @@ internal sealed class GuestMemory : IDisposable
             for (long count; (count = region.Pages.NextAbsentZero(ref _settlingPage, region.Pages.Pages)) > 0; _settlingPage += count)
             {
                 // A hole that is refused, because the guest changes its memory just now, is left to its faults.
-                if ((ulong)count * region.PageSize < GivenBackLength && !_givenBack.Contains(region.AddressOf(_settlingPage)) && PlaceZeros(region, _settlingPage, count) == Placement.VmmGone)
+                if ((ulong)count * region.PageSize < _givenBackLength && !_givenBack.Contains(region.AddressOf(_settlingPage)) && PlaceZeros(region, _settlingPage, count) == Placement.VmmGone)
                 {
                     return false;
                 }
@@ -287,8 +296,8 @@ internal sealed class GuestMemory : IDisposable
         _zeros?.Dispose();
     }
 
-    /// <summary>Gives back what lies between the data, whether zeros were placed there or not: without them it is the same.</summary>
-    private bool GiveBackLongHoles()
+    /// <summary>What lies between the data, the longest first, whether zeros were placed there or not: without them it is the same.</summary>
+    private Queue<(ulong Address, ulong Length)> HolesToGiveBack()
     {
         var holes = new List<(ulong Address, ulong Length)>();
         foreach (var region in _regions)
@@ -297,7 +306,7 @@ internal sealed class GuestMemory : IDisposable
             foreach (var extent in _source.DataExtents.Append(new FileExtent((long)end, 0)))
             {
                 ulong to = Math.Min((ulong)extent.Offset & ~(region.PageSize - 1), end);
-                if (to > from && to - from >= GivenBackLength)
+                if (to > from && to - from >= _givenBackLength)
                 {
                     holes.Add((region.Region.BaseHostVirtAddr + (from - region.Region.Offset), to - from));
                 }
@@ -306,21 +315,26 @@ internal sealed class GuestMemory : IDisposable
             }
         }
 
-        holes = [.. holes.OrderByDescending(hole => hole.Length).Take(MaxGivenBack)];
-        foreach (var (address, length) in holes)
+        return new Queue<(ulong, ulong)>(holes.OrderByDescending(hole => hole.Length).Take(MaxGivenBack));
+    }
+
+    /// <returns>False when the VMM is gone.</returns>
+    private bool GiveBackSome(Queue<(ulong Address, ulong Length)> holes)
+    {
+        for (int i = 0; i < GivenBackAtOnce && holes.TryDequeue(out var hole); i++)
         {
-            if (!Unregister(address, length))
+            if (!Unregister(hole.Address, hole.Length))
             {
                 return false;
             }
 
-            _givenBack.Add(address, address + length);
+            _givenBack.Add(hole.Address, hole.Address + hole.Length);
+            // Zeros of the working set that were to come there do not come any more.
+            KeepCopiersOut();
+            MarkZero(hole.Address, hole.Address + hole.Length);
+            LetCopiersIn();
         }
 
-        // Zeros of the working set that were to come there do not come any more.
-        KeepCopiersOut();
-        holes.ForEach(hole => MarkZero(hole.Address, hole.Address + hole.Length));
-        LetCopiersIn();
         return true;
     }
 

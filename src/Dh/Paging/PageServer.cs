@@ -255,7 +255,7 @@ public sealed class PageServer : IAsyncDisposable
                 throw new PageServerException($"The handshake names a region of huge pages: guest memory that the page server has made has pages of {GuestRegion.NormalPageSize} bytes.");
             }
 
-            _memory = new GuestMemory(uffd, regions, _source, foreseen);
+            _memory = new GuestMemory(uffd, regions, _source, foreseen, isShared: _options.Backing is not null);
             if (_fill is not null)
             {
                 _memory.MarkInPlace(_fill.Stop());
