@@ -55,7 +55,7 @@ public sealed class JailTests : IAsyncLifetime
     {
         var snapshot = _home.Snapshot;
         var options = Options();
-        MemoryBackend memory = pageServer ? new MemoryBackend.Uffd(Userfaultfd.OpenDevice()) : new MemoryBackend.File(snapshot.MemoryPath, []);
+        MemoryBackend memory = pageServer ? new MemoryBackend.Uffd(Userfaultfd.OpenDevice(), IsFilledAhead: true) : new MemoryBackend.File(snapshot.MemoryPath, []);
         await using (var vmm = await _driver.RestoreAsync(snapshot.Machine, memory, snapshot.StatePath, options, Cancellation))
         {
             string root = RootOf(options);
@@ -110,7 +110,7 @@ public sealed class JailTests : IAsyncLifetime
     {
         var snapshot = _home.Snapshot;
         var options = Options();
-        await using var vmm = await _driver.RestoreAsync(snapshot.Machine, new MemoryBackend.Uffd(Userfaultfd.OpenDevice()), snapshot.StatePath, options, Cancellation);
+        await using var vmm = await _driver.RestoreAsync(snapshot.Machine, new MemoryBackend.Uffd(Userfaultfd.OpenDevice(), IsFilledAhead: true), snapshot.StatePath, options, Cancellation);
         await using var server = vmm.ServeMemory(snapshot.OpenMemory(), new PageServerOptions());
         using (var stranger = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified))
         {
