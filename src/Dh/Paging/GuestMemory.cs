@@ -28,7 +28,7 @@ internal readonly record struct Fault(ulong Address, bool IsWrite);
 internal sealed class GuestMemory : IDisposable
 {
     /// <summary>Holes from this length on are given back to the kernel: they never become faults.</summary>
-    private const ulong LongHole = 64 << 10;
+    private const ulong GivenBackLength = 64 << 10;
 
     /// <summary>Each range that is given back may cut a mapping in three, of which a process has at most 65,530 (vm.max_map_count).</summary>
     private const int MaxGivenBack = 4096;
@@ -46,7 +46,7 @@ internal sealed class GuestMemory : IDisposable
     private readonly IMemorySource _source;
     private Lock[] _copiers = [];
     private readonly RegionState[] _regions;
-    private readonly ulong _givenBackLength;
+    private readonly bool _isShared;
     private readonly AddressRanges _givenBack = new();
     private MemoryMapping? _zeros;
     private Queue<(ulong Address, ulong Length)>? _toGiveBack;
@@ -63,12 +63,12 @@ internal sealed class GuestMemory : IDisposable
     /// <param name="source">Their contents.</param>
     /// <param name="foreseen">What was worked out before; this takes over its pages when it fits.</param>
     /// <param name="isShared">
-    /// Whether guest memory is a shared mapping of a file in memory. That has no zero page: placing zeros takes memory, so short holes are given
-    /// back like long ones.
+    /// Whether guest memory is a shared mapping of a file in memory. That has no zero page: placing zeros takes memory, so short holes are left to
+    /// their faults.
     /// </param>
     public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source, ForeseenLayout foreseen, bool isShared)
     {
-        _givenBackLength = isShared ? GuestRegion.NormalPageSize : LongHole;
+        _isShared = isShared;
         _uffd = uffd;
         _source = source;
         Regions = regions;
@@ -236,8 +236,8 @@ internal sealed class GuestMemory : IDisposable
 
     /// <summary>
     /// Sees to the holes before the guest does, a part at a time: the long ones go back to the kernel, whose own zero pages they are from then
-    /// on; the short ones get zero pages. A guest takes such pages for something new, and each would be a fault. Called on the thread that
-    /// reads the events.
+    /// on; the short ones get zero pages, where there are such. A guest takes such pages for something new, and each would be a fault. Called
+    /// on the thread that reads the events.
     /// </summary>
     /// <returns>Whether there is more to do; after false it is not called again.</returns>
     /// <exception cref="PageServerException">The kernel failed.</exception>
@@ -249,13 +249,18 @@ internal sealed class GuestMemory : IDisposable
             return GiveBackSome(_toGiveBack);
         }
 
+        if (_isShared)
+        {
+            return false;
+        }
+
         for (int placed = 0; _settlingRegion < _regions.Length; _settlingRegion++, _settlingPage = 0)
         {
             var region = _regions[_settlingRegion];
             for (long count; (count = region.Pages.NextAbsentZero(ref _settlingPage, region.Pages.Pages)) > 0; _settlingPage += count)
             {
                 // A hole that is refused, because the guest changes its memory just now, is left to its faults.
-                if ((ulong)count * region.PageSize < _givenBackLength && !_givenBack.Contains(region.AddressOf(_settlingPage)) && PlaceZeros(region, _settlingPage, count) == Placement.VmmGone)
+                if ((ulong)count * region.PageSize < GivenBackLength && !_givenBack.Contains(region.AddressOf(_settlingPage)) && PlaceZeros(region, _settlingPage, count) == Placement.VmmGone)
                 {
                     return false;
                 }
@@ -306,7 +311,7 @@ internal sealed class GuestMemory : IDisposable
             foreach (var extent in _source.DataExtents.Append(new FileExtent((long)end, 0)))
             {
                 ulong to = Math.Min((ulong)extent.Offset & ~(region.PageSize - 1), end);
-                if (to > from && to - from >= _givenBackLength)
+                if (to > from && to - from >= GivenBackLength)
                 {
                     holes.Add((region.Region.BaseHostVirtAddr + (from - region.Region.Offset), to - from));
                 }
