@@ -66,9 +66,9 @@ check: setup ## Formatting, analyzers as errors, AOT without a warning
 bench: setup build ## Measure what SPECIFICATION.md promises; results go to bench/results/
 	$(DH) vm prepare
 	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
-	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- population
-	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- exec
-	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- firecracker
+	@failed=0; for benchmark in population exec firecracker; do \
+		dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- $$benchmark || failed=1; \
+	done; exit $$failed
 
 bench-memory: setup build ## Measure how a Python guest's memory comes back
 	$(DH) vm prepare
