@@ -68,6 +68,7 @@ bench: setup build ## Measure what SPECIFICATION.md promises; results go to benc
 	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
 	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- population
 	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- exec
+	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- firecracker
 
 bench-memory: setup build ## Measure how a Python guest's memory comes back
 	$(DH) vm prepare

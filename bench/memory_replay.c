@@ -5,6 +5,7 @@
 //   memory_replay TRACE MEMORY_FILE MODE [ARGUMENT...]
 //
 //   uffd SOCKET_FD               a page server's client: sends Firecracker's handshake on an inherited socket
+//   uffd-backed SOCKET_FD FD     the same; its memory is a shared mapping of the file FD, as QEMU's is (native/vmm_preload.c)
 //   file                         a private mapping of the memory file
 //   file-prefault RUNS           the same; RUNS are copied at once, as native/vmm_preload.c does it
 //   file-populate                the same with MAP_POPULATE: all of it is copied at once
@@ -18,7 +19,7 @@
 // numbers: offset in guest memory, offset in the file (all ones: zeros, wherever they are), length. Prints `ready`, then obeys lines on its standard input:
 //   map         brings back what comes back before a guest runs, prints `START END` (CLOCK_MONOTONIC, nanoseconds; uffd: of the sending)
 //   replay N    touches the next N pages of the trace, prints `START END SLOW P50 P99 MAX PRIVATE`: of the accesses to data slower than
-//               2 us the number and the nanoseconds that they took, and the bytes of anonymous memory that were added since `ready`
+//               2 us the number and the nanoseconds that they took, and the bytes of memory that are its own: anonymous ones that were added since `ready`, and FD's
 // End of file ends it. The handlers in here trust their peer, handle no event but faults and no refusal: a lower bound, no page server.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -60,7 +61,7 @@ static struct run *runs;
 static atomic_size_t next_piece;
 static struct run *pieces;
 static size_t piece_count;
-static int uffd;
+static int uffd, backing = -1;
 
 static void die(const char *what)
 {
@@ -125,9 +126,17 @@ static void map_anonymous(int flags)
         die("mmap");
 }
 
-static void map_registered(void)
+static void map_backing(int file)
 {
-    map_anonymous(0);
+    backing = file;
+    memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, backing, 0);
+    if (memory == MAP_FAILED)
+        die("mmap");
+}
+
+// Registers what is mapped with a userfaultfd.
+static void register_memory(void)
+{
     int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
     uffd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
     struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
@@ -230,8 +239,12 @@ static void prepare(char **arguments)
     const char *mode = arguments[1];
     if (strcmp(mode, "memcpy") == 0)
         map_anonymous(MAP_POPULATE);
+    else if (strcmp(mode, "uffd-backed") == 0)
+        map_backing(atoi(arguments[3]));
     else if (strncmp(mode, "file", 4) != 0)
-        map_registered();
+        map_anonymous(0);
+    if (strcmp(mode, "memcpy") != 0 && strncmp(mode, "file", 4) != 0)
+        register_memory();
     if (strcmp(mode, "memcpy") == 0 || strcmp(mode, "file-prefault") == 0)
         runs = read_all(arguments[2], sizeof *runs, &run_count);
     if (strcmp(mode, "c-prefetch") == 0)
@@ -244,7 +257,7 @@ static void prepare(char **arguments)
 static void map(char **arguments)
 {
     const char *mode = arguments[1];
-    if (strcmp(mode, "uffd") == 0) {
+    if (strncmp(mode, "uffd", 4) == 0) {
         send_handshake(atoi(arguments[2]));
     } else if (strcmp(mode, "file") == 0) {
         memory = map_file(arguments[0], PROT_READ | PROT_WRITE, MAP_PRIVATE);
@@ -277,10 +290,13 @@ static void map(char **arguments)
     }
 }
 
-static long anonymous_bytes(void)
+static long own_bytes(void)
 {
     char line[256];
     long kib = 0;
+    struct stat status = { 0 };
+    if (backing >= 0 && fstat(backing, &status) != 0)
+        die("fstat");
     FILE *file = fopen("/proc/self/smaps_rollup", "re");
     while (file != NULL && fgets(line, sizeof line, file) != NULL)
         if (sscanf(line, "Anonymous: %ld", &kib) == 1)
@@ -288,7 +304,7 @@ static long anonymous_bytes(void)
     if (file == NULL)
         die("smaps_rollup");
     fclose(file);
-    return kib << 10;
+    return (kib << 10) + status.st_blocks * 512L;
 }
 
 static int compare(const void *left, const void *right)
@@ -312,7 +328,7 @@ static void replay(size_t count, long before)
             latencies[slow++] = time - last;
         last = time;
     }
-    long added = anonymous_bytes() - before;
+    long added = own_bytes() - before;
     qsort(latencies, slow, sizeof *latencies, compare);
     printf("%ld %ld %zu %u %u %u %ld\n", start, last, slow, slow ? latencies[slow / 2] : 0, slow ? latencies[slow * 99 / 100] : 0,
            slow ? latencies[slow - 1] : 0, added);
@@ -330,7 +346,7 @@ int main(int argc, char **argv)
     latencies = malloc((trace_length + 1) * sizeof *latencies);
     memset(latencies, 1, (trace_length + 1) * sizeof *latencies); // resident: its own faults are not the guest's
     prepare(argv + 2);
-    long before = strcmp(argv[3], "memcpy") == 0 ? 0 : anonymous_bytes();
+    long before = strcmp(argv[3], "memcpy") == 0 || backing >= 0 ? 0 : own_bytes();
     printf("ready\n");
     while (fgets(line, sizeof line, stdin) != NULL) {
         int64_t start = now();

@@ -1,6 +1,6 @@
 // The launcher: parent and supervisor of one VMM. One thread, one run directory, one control socket.
 //
-//   launch supervise --run-dir PATH [--rlimit-nofile N] [--rlimit-fsize BYTES] [--env NAME=VALUE]... -- VMM ARG...
+//   launch supervise --run-dir PATH [--rlimit-nofile N] [--rlimit-fsize BYTES] [--cgroup PATH] [--env NAME=VALUE]... -- VMM ARG...
 //   launch tsc-khz
 //
 // `supervise` outlives every kind of death of dh, so that the VMM and its run directory do not:
@@ -64,6 +64,7 @@ enum {
 
 static struct {
     const char *run_dir;
+    const char *cgroup; // that the VMM makes for itself: nobody else would remove it
     rlim_t nofile, fsize; // RLIM_INFINITY: not given
     char **env;
     char **vmm;
@@ -394,7 +395,7 @@ static void watch(int steps, int signals)
     }
 }
 
-// The one way out. The order matters: kill, reap, close what is held, remove.
+// The one way out. The order matters: kill, reap, close what is held, remove; a cgroup is removed only when it is empty.
 static _Noreturn void finish(void)
 {
     if (vmm.pid != 0) {
@@ -405,6 +406,8 @@ static _Noreturn void finish(void)
     shutdown(CONTROL, SHUT_RD);
     while (recv(CONTROL, &(char){0}, 1, MSG_DONTWAIT) > 0)
         ;
+    if (options.cgroup && rmdir(options.cgroup) != 0 && errno != ENOENT)
+        record_failure("rmdir", errno, options.cgroup);
     if (run_dir.created)
         remove_tree(run_dir.parent, run_dir.name);
     if (failure.error)
@@ -465,6 +468,8 @@ static void parse(int argc, char **argv)
         char *value = argv[i + 1];
         if (strcmp(argv[i], "--run-dir") == 0)
             options.run_dir = value;
+        else if (strcmp(argv[i], "--cgroup") == 0)
+            options.cgroup = value;
         else if (strcmp(argv[i], "--rlimit-nofile") == 0)
             options.nofile = number(value);
         else if (strcmp(argv[i], "--rlimit-fsize") == 0)
@@ -550,7 +555,7 @@ int main(int argc, char **argv)
         supervise(argc, argv);
 
     fputs("usage: launch tsc-khz\n"
-          "       launch supervise --run-dir PATH [--rlimit-nofile N] [--rlimit-fsize BYTES] [--env NAME=VALUE]... -- VMM ARG...\n"
+          "       launch supervise --run-dir PATH [--rlimit-nofile N] [--rlimit-fsize BYTES] [--cgroup PATH] [--env NAME=VALUE]... -- VMM ARG...\n"
           "`supervise` is dh's to start: descriptor 3 must be its control socket (AF_UNIX, SOCK_SEQPACKET).\n",
           stderr);
     return 2;

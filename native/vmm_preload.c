@@ -7,6 +7,8 @@
 //         inherited, since the VMM may not open it. The socket stays open: its end of file tells the page server that
 //         the VMM is dead.
 //         Or DH_UFFD_SOCKET: the path of a page server's socket, for a QEMU that is started by hand.
+//         With DH_BACKING_FD, a file in memory as long as guest memory that the page server fills while QEMU starts, guest
+//         memory is a shared mapping of that file: only the pages that are missing in it become faults.
 //   File  DH_MEMORY_FD: a private mapping of the memory file, opened O_RDONLY; with DH_PREFAULT_FD, a file of pairs of
 //         64-bit numbers (offset, length), those stretches of it are copied at once: what a run is known to write costs
 //         less this way than by a fault for each page.
@@ -41,7 +43,11 @@
 
 enum { EXIT_WRONG_MEMORY = 71 }; // EX_OSERR (sysexits.h); QEMU's own failures end it with 1
 
-static const char *const variables[] = {"LD_PRELOAD", "DH_RAM_SIZE", "DH_HANDSHAKE_FD", "DH_USERFAULTFD_FD", "DH_UFFD_SOCKET", "DH_MEMORY_FD", "DH_PREFAULT_FD"};
+static const char *const variables[] = {"LD_PRELOAD", "DH_RAM_SIZE", "DH_HANDSHAKE_FD", "DH_USERFAULTFD_FD", "DH_UFFD_SOCKET",
+                                        "DH_BACKING_FD", "DH_MEMORY_FD", "DH_PREFAULT_FD"};
+
+// The shared mapping of DH_BACKING_FD; empty without one.
+static uintptr_t backed_from, backed_to;
 
 static _Noreturn void fail(const char *step, int error, const char *advice)
 {
@@ -128,14 +134,35 @@ static int open_userfaultfd_device(void)
     return device;
 }
 
+static void *map_backing(void *address, size_t length, int prot, int flags)
+{
+    int file = configured_descriptor("DH_BACKING_FD");
+    struct stat status;
+    must(fstat(file, &status) == 0, "fstat DH_BACKING_FD", "the descriptor is broken");
+    if (!S_ISREG(status.st_mode) || (uint64_t)status.st_size != length)
+        fail("DH_BACKING_FD", EINVAL, "the file is not as long as guest memory");
+    void *memory = map(address, length, prot, (flags & ~(MAP_ANONYMOUS | MAP_PRIVATE)) | MAP_SHARED, file, 0);
+    must(memory != MAP_FAILED, "mmap DH_BACKING_FD", "the host has not enough memory for this guest; prepare it with less --memory");
+    close(file);
+    backed_from = (uintptr_t)memory;
+    backed_to = backed_from + length;
+    return memory;
+}
+
+static void *map_anonymous(void *address, size_t length, int prot, int flags)
+{
+    void *memory = map(address, length, prot, flags, -1, 0);
+    must(memory != MAP_FAILED, "mmap guest memory", "the host has not enough memory for this guest; prepare it with less --memory");
+    return memory;
+}
+
 static void *map_userfaultfd(void *address, size_t length, int prot, int flags)
 {
     const char *path = getenv("DH_UFFD_SOCKET");
     int handshake = path ? connect_page_server(path) : configured_descriptor("DH_HANDSHAKE_FD");
     int device = path ? open_userfaultfd_device() : configured_descriptor("DH_USERFAULTFD_FD");
 
-    void *memory = map(address, length, prot, flags, -1, 0);
-    must(memory != MAP_FAILED, "mmap guest memory", "the host has not enough memory for this guest; prepare it with less --memory");
+    void *memory = getenv("DH_BACKING_FD") ? map_backing(address, length, prot, flags) : map_anonymous(address, length, prot, flags);
     // O_NONBLOCK as Firecracker's: the page server polls, and reads until EAGAIN.
     int userfaultfd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
     must(userfaultfd >= 0, "USERFAULTFD_IOC_NEW", "DH_USERFAULTFD_FD must be an open /dev/userfaultfd; DH_VM_NO_UFFD=1 does without");
@@ -244,4 +271,12 @@ void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offs
 void *mmap64(void *address, size_t length, int prot, int flags, int fd, off64_t offset)
 {
     return interposed(address, length, prot, flags, fd, offset);
+}
+
+// QEMU takes guest memory for anonymous, and gives back what the balloon hands it with MADV_DONTNEED. In a shared mapping
+// that only forgets where the pages are; MADV_REMOVE frees them, after which they read as zeros.
+int madvise(void *address, size_t length, int advice)
+{
+    bool backed = (uintptr_t)address >= backed_from && (uintptr_t)address < backed_to;
+    return (int)syscall(SYS_madvise, address, length, backed && advice == MADV_DONTNEED ? MADV_REMOVE : advice);
 }

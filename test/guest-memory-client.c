@@ -2,9 +2,10 @@
 // sends the regions as JSON and the descriptor by SCM_RIGHTS, and keeps the socket open. A process of its own, because managed code must
 // not touch memory that is registered with a userfaultfd.
 //
-//   guest-memory-client (fd N | path P) MODE SIZE [SPLIT]
+//   guest-memory-client (fd N | path P) MODE SIZE [SPLIT [BACKING]]
 //
-// Two regions meet at the byte SPLIT of the memory file, by default in its middle. The mode `huge` takes pages of 2 MiB
+// Two regions meet at the byte SPLIT of the memory file, by default in its middle. With the descriptor BACKING guest memory is a shared
+// mapping of that file, as QEMU's is, and MADV_REMOVE stands where MADV_DONTNEED is said below. The mode `huge` takes pages of 2 MiB
 // (hugetlbfs), `as-huge` takes ordinary ones and says that they are of 2 MiB.
 //
 // Prints `base ADDRESS` (of the byte at offset 0), does what MODE says, prints `sent`, then obeys lines on stdin:
@@ -20,37 +21,23 @@
 //   quiet        stops the threads of the modes `remove` and `storm`, prints `quiet PASSES`
 // End of file ends it. Whatever hangs for 30 s is killed by SIGALRM.
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
-#include <linux/userfaultfd.h>
+#include "guest-memory.h"
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/un.h>
-#include <unistd.h>
 
-#define PAGE 4096UL
 // The mode `remove` gives back every second stretch of this length; the tests know it, too.
 #define STRETCH (64 * PAGE)
-
-struct region {
-    unsigned char *base;
-    size_t size, offset;
-};
 
 static struct region regions[2];
 static int region_count;
 static size_t total, page_size = PAGE;
-static int uffd;
+static int uffd, discard_advice = MADV_DONTNEED;
 static atomic_bool stopping;
 static atomic_long passes;
 static pthread_t threads[3];
@@ -72,42 +59,10 @@ static void say(const char *format, ...)
     fflush(stdout);
 }
 
-static int make_userfaultfd(bool blocking)
-{
-    int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-    if (device < 0)
-        die("open /dev/userfaultfd");
-    int made = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | (blocking ? 0 : O_NONBLOCK));
-    if (made < 0)
-        die("USERFAULTFD_IOC_NEW");
-    close(device);
-    struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
-    if (ioctl(made, UFFDIO_API, &api) != 0)
-        die("UFFDIO_API");
-    for (int i = 0; i < region_count; i++) {
-        struct uffdio_register reg = { .range = { (uintptr_t)regions[i].base, regions[i].size }, .mode = UFFDIO_REGISTER_MODE_MISSING };
-        if (ioctl(made, UFFDIO_REGISTER, &reg) != 0)
-            die("UFFDIO_REGISTER");
-    }
-    return made;
-}
-
 static void send_message(int sock, const void *bytes, size_t length, const int *fds, int count)
 {
-    char control[CMSG_SPACE(16 * sizeof(int))] = { 0 };
-    struct iovec iov = { (void *)bytes, length };
-    struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
-    if (count > 0) {
-        message.msg_control = control;
-        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-        header->cmsg_level = SOL_SOCKET;
-        header->cmsg_type = SCM_RIGHTS;
-        header->cmsg_len = CMSG_LEN(count * sizeof(int));
-        memcpy(CMSG_DATA(header), fds, count * sizeof(int));
-    }
     // The server may refuse before everything is written: that is its right.
-    if (sendmsg(sock, &message, MSG_NOSIGNAL) < 0 && errno != EPIPE && errno != ECONNRESET)
+    if (send_with_descriptors(sock, bytes, length, fds, count) < 0 && errno != EPIPE && errno != ECONNRESET)
         die("sendmsg");
 }
 
@@ -123,7 +78,7 @@ static void *remove_stretches(void *once)
     do {
         for (int i = 0; i < region_count; i++)
             for (size_t at = 0; at + STRETCH <= regions[i].size; at += STRETCH)
-                if ((regions[i].offset + at) / STRETCH % 2 == 1 && madvise(regions[i].base + at, STRETCH, MADV_DONTNEED) != 0)
+                if ((regions[i].offset + at) / STRETCH % 2 == 1 && madvise(regions[i].base + at, STRETCH, discard_advice) != 0)
                     die("madvise");
         atomic_fetch_add(&passes, 1);
     } while (once == NULL && !atomic_load(&stopping));
@@ -158,14 +113,6 @@ static unsigned char *at_offset(size_t offset)
     return NULL;
 }
 
-static uint64_t hash_words(uint64_t hash, const void *page)
-{
-    const uint64_t *words = page;
-    for (size_t w = 0; w < PAGE / 8; w++)
-        hash = (hash ^ words[w]) * 1099511628211UL;
-    return hash;
-}
-
 struct action {
     char name[8];
     size_t offset, length;
@@ -177,7 +124,7 @@ static void *act(void *argument)
     struct action *action = argument;
     action->result = action->length / PAGE;
     if (strcmp(action->name, "read") == 0)
-        action->result = 14695981039346656037UL;
+        action->result = FNV_START;
     for (size_t at = action->offset; at < action->offset + action->length; at += PAGE) {
         unsigned char *page = at_offset(at);
         if (strcmp(action->name, "read") == 0) {
@@ -189,7 +136,7 @@ static void *act(void *argument)
             size_t length = PAGE;
             while (at + length < action->offset + action->length && at_offset(at + length) == page + length)
                 length += PAGE;
-            if (madvise(page, length, MADV_DONTNEED) != 0)
+            if (madvise(page, length, discard_advice) != 0)
                 die("madvise");
             at += length - PAGE;
         }
@@ -227,7 +174,7 @@ static void print_pages(void)
         for (int i = 0; i < region_count; i++) {
             if (offset < regions[i].offset || offset >= regions[i].offset + regions[i].size)
                 continue;
-            uint64_t hash = hash_words(14695981039346656037UL, regions[i].base + (offset - regions[i].offset));
+            uint64_t hash = hash_words(FNV_START, regions[i].base + (offset - regions[i].offset));
             printf("%016" PRIx64 "\n", hash);
         }
     }
@@ -246,7 +193,7 @@ static void discard(void)
 {
     size_t zero = 0;
     for (int i = 0; i < region_count; i++) {
-        if (madvise(regions[i].base, regions[i].size, MADV_DONTNEED) != 0)
+        if (madvise(regions[i].base, regions[i].size, discard_advice) != 0)
             die("madvise");
         for (size_t at = 0; at < regions[i].size; at += PAGE) {
             const uint64_t *words = (const uint64_t *)(regions[i].base + at);
@@ -261,7 +208,7 @@ static void discard(void)
 
 int main(int argc, char **argv)
 {
-    if (argc != 5 && argc != 6)
+    if (argc < 5 || argc > 7)
         return 2;
     const char *mode = argv[3];
     total = strtoull(argv[4], NULL, 10);
@@ -287,7 +234,7 @@ int main(int argc, char **argv)
     memory += -(uintptr_t)memory % (slack ? slack : 1);
     if (two) {
         // The first half of the file lies at the higher address, with unregistered memory between the two.
-        size_t half = (argc == 6 ? strtoull(argv[5], NULL, 10) : total / 2) / PAGE * PAGE;
+        size_t half = (argc > 5 ? strtoull(argv[5], NULL, 10) : total / 2) / PAGE * PAGE;
         regions[0] = (struct region){ memory + total, half, 0 };
         regions[1] = (struct region){ memory, total - half, half };
         region_count = 2;
@@ -295,7 +242,16 @@ int main(int argc, char **argv)
         regions[0] = (struct region){ memory, total, 0 };
         region_count = 1;
     }
-    uffd = make_userfaultfd(strcmp(mode, "blocking") == 0);
+    if (argc == 7) {
+        discard_advice = MADV_REMOVE;
+        for (int i = 0; i < region_count; i++)
+            if (mmap(regions[i].base, regions[i].size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, atoi(argv[6]), regions[i].offset) == MAP_FAILED)
+                die("mmap BACKING");
+    }
+    const char *step;
+    uffd = make_userfaultfd(regions, region_count, strcmp(mode, "blocking") == 0, &step);
+    if (uffd < 0)
+        die(step);
 
     struct region told[2] = { regions[0], regions[1] };
     if (strcmp(mode, "overlap") == 0)

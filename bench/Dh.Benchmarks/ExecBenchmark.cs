@@ -28,12 +28,12 @@ internal static partial class ExecBenchmark
     private const double MaximalVersionMs = 5;
     private const double MaximalAnonymousMib = 30;
     private static readonly TimeSpan Limit = TimeSpan.FromSeconds(60);
-    private static readonly string Dh = Repository.PathOf("bin/dh");
+    internal static readonly string Dh = Repository.PathOf("bin/dh");
     private static readonly string[] Hello = ["exec", "-c", "print('hello')"];
 
     public static async Task<bool> RunAsync()
     {
-        var report = new Report();
+        var report = new PromiseReport("The program", $"Medians of {Rounds} runs, {Environment.ProcessorCount} CPUs. `dh exec -c \"print('hello')\"` against one boot of the same image just before. Made by `Dh.Benchmarks exec`.");
         double bootMs = await MeasureBootAsync();
         var floors = new List<double>();
         var versions = new List<double>();
@@ -143,9 +143,9 @@ internal static partial class ExecBenchmark
     private static Dictionary<string, long> Marks(string output) => MarkPattern().Matches(output)
         .ToDictionary(match => match.Groups[1].Value, match => long.Parse(match.Groups[2].Value, CultureInfo.InvariantCulture) / (1_000_000_000 / Stopwatch.Frequency));
 
-    private static double Milliseconds(long from, long to) => Stopwatch.GetElapsedTime(from, to).TotalMilliseconds;
+    internal static double Milliseconds(long from, long to) => Stopwatch.GetElapsedTime(from, to).TotalMilliseconds;
 
-    private static double Median(List<double> values) => values.Order().ElementAt(values.Count / 2);
+    internal static double Median(List<double> values) => values.Order().ElementAt(values.Count / 2);
 
     [GeneratedRegex(@"^trace: (\S+) (\d+)$", RegexOptions.Multiline)]
     private static partial Regex MarkPattern();
@@ -154,29 +154,5 @@ internal static partial class ExecBenchmark
     internal readonly record struct Finished(long Started, long Ended, string Output)
     {
         public double Milliseconds => ExecBenchmark.Milliseconds(Started, Ended);
-    }
-
-    /// <summary>The table, and whether all promises in it were held.</summary>
-    private sealed class Report
-    {
-        private readonly StringBuilder _text = new StringBuilder()
-            .AppendLine("# The program").AppendLine()
-            .AppendLine(CultureInfo.InvariantCulture, $"Medians of {Rounds} runs, {Environment.ProcessorCount} CPUs. `dh exec -c \"print('hello')\"` against one boot of the same image just before. Made by `Dh.Benchmarks exec`.")
-            .AppendLine(CultureInfo.InvariantCulture, $"Load average when it began: {File.ReadAllText("/proc/loadavg").Split(' ')[0]}; other work on the machine lengthens all of it, as `/bin/true` shows.")
-            .AppendLine()
-            .AppendLine("| what | measured | promise | |")
-            .AppendLine("| --- | --- | --- | --- |");
-
-        public bool Passed { get; private set; } = true;
-
-        public void Row(string what, FormattableString measured) => Row(what, measured, $"-", null);
-
-        public void Row(string what, FormattableString measured, FormattableString promise, bool? held)
-        {
-            Passed &= held != false;
-            _text.AppendLine(CultureInfo.InvariantCulture, $"| {what} | {FormattableString.Invariant(measured)} | {FormattableString.Invariant(promise)} | {held switch { null => "", true => "PASS", false => "FAIL" }} |");
-        }
-
-        public override string ToString() => _text.ToString();
     }
 }

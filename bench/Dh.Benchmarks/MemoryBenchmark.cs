@@ -18,7 +18,7 @@ internal sealed class MemoryBenchmark : IDisposable
     private const int ColdRounds = 7;
     private const int BlockSize = 64 << 10;
 
-    /// <summary>A VMM takes at least this long from its start to its handshake; the page server starts with it.</summary>
+    /// <summary>A VMM takes at least this long from its start to its handshake, and a core; the page server starts with it.</summary>
     private static readonly TimeSpan VmmStart = TimeSpan.FromMilliseconds(40);
 
     private readonly TempDir _directory = new();
@@ -78,7 +78,8 @@ internal sealed class MemoryBenchmark : IDisposable
         }
 
         var serving = await ServingCost.MeasureAsync(OpenServed, _trace);
-        var report = new MemoryReport(_traces, ways, serving, WarmRounds, ColdRounds, VmmStart);
+        var compressed = await CompressedRestore.MeasureAsync(_trace.Snapshot);
+        var report = new MemoryReport(_traces, ways, serving, compressed, WarmRounds, ColdRounds, VmmStart);
         await report.WriteAsync();
         return report.Passed;
     }
@@ -97,11 +98,13 @@ internal sealed class MemoryBenchmark : IDisposable
             new(MemoryWay.CCopy(2), () => ReplayAsync("c-copy", _memory, "2")),
             new(MemoryWay.Eager(2), () => ServeAsync(PopulationPolicy.Eager, 2, headStart: false)),
             new(MemoryWay.EagerRestore, () => ServeAsync(PopulationPolicy.Eager, 2, headStart: true)),
-            new(MemoryWay.EagerCompressed, () => ServeAsync(PopulationPolicy.Eager, 2, headStart: true, Lz4Source.Open(_compressed))),
+            new(MemoryWay.EagerBacked, () => ServeBackedAsync(PopulationPolicy.Eager, OpenSource(PopulationPolicy.Eager))),
+            new(MemoryWay.EagerCompressed, () => ServeBackedAsync(PopulationPolicy.Eager, Lz4Source.Open(_compressed))),
             new(MemoryWay.CPrefetch(1), () => ReplayAsync("c-prefetch", _workingSet, packed, "1", _blockSize)),
             new(MemoryWay.Prefetch(1), () => ServeAsync(PopulationPolicy.Prefetch, 1, headStart: true)),
             new(MemoryWay.CPrefetch(2), () => ReplayAsync("c-prefetch", _workingSet, packed, "2", _blockSize)),
             new(MemoryWay.Prefetch(2), () => ServeAsync(PopulationPolicy.Prefetch, 2, headStart: true)),
+            new(MemoryWay.PrefetchBacked, () => ServeBackedAsync(PopulationPolicy.Prefetch, OpenSource(PopulationPolicy.Prefetch))),
             new(MemoryWay.File, () => ReplayAsync("file")),
             new(MemoryWay.FilePrefaulted, () => ReplayAsync("file-prefault", written)),
             new(MemoryWay.FilePopulated, () => ReplayAsync("file-populate")),
@@ -127,7 +130,7 @@ internal sealed class MemoryBenchmark : IDisposable
     private async Task<Sample> ReplayAsync(params string[] mode)
     {
         using var client = ReplayClient.Start([PathOf(_trace), _memory, .. mode]);
-        await Task.Delay(VmmStart); // as idle a machine as the page server finds
+        await StartVmmAsync(); // as busy a machine as the page server finds
         var (start, end) = client.Map();
         var replay = client.Replay(_trace.Pages.Count);
         return new Sample((end - start) / 1e6, replay);
@@ -137,36 +140,59 @@ internal sealed class MemoryBenchmark : IDisposable
     /// <param name="policy">What the page server places before.</param>
     /// <param name="workers">Its threads.</param>
     /// <param name="headStart">Whether it starts as long before the handshake as in a restore; else the handshake waits for it.</param>
-    /// <param name="source">What it reads; null for the memory file, with the working set where the policy wants it.</param>
-    private async Task<Sample> ServeAsync(PopulationPolicy policy, int workers, bool headStart, IMemorySource? source = null)
+    private async Task<Sample> ServeAsync(PopulationPolicy policy, int workers, bool headStart)
     {
         using var client = StartServed();
         long start = 0;
         if (!headStart)
         {
             _ = client.Map();
-            await Task.Delay(VmmStart);
+            await StartVmmAsync();
             start = Stopwatch.GetTimestamp();
         }
 
-        await using var server = PageServer.Start(client.Connection, source ?? OpenSource(policy), new PageServerOptions { Policy = policy, Workers = workers, BlockSize = BlockSize });
+        await using var server = PageServer.Start(client.Connection, OpenSource(policy), new PageServerOptions { Policy = policy, Workers = workers, BlockSize = BlockSize });
         if (headStart)
         {
-            await Task.Delay(VmmStart);
+            await StartVmmAsync();
             _ = client.Map();
         }
 
         var result = await server.WaitPopulatedAsync();
         double populated = headStart ? result.PopulationTime.TotalMilliseconds : Stopwatch.GetElapsedTime(start).TotalMilliseconds;
-        var replay = client.Replay(_trace.Pages.Count);
-        return new Sample(populated, replay);
+        return new Sample(populated, client.Replay(_trace.Pages.Count));
     }
+
+    /// <summary>The same with memory that the page server fills before the client maps it.</summary>
+    private async Task<Sample> ServeBackedAsync(PopulationPolicy policy, IMemorySource source)
+    {
+        var backing = MemoryFile.CreateSealed("guest-memory", source.Length);
+        using var client = ReplayClient.Start([PathOf(_trace), _memory, "uffd-backed", ReplayClient.SocketDescriptor, ReplayClient.BackingDescriptor], backing);
+        await using var server = PageServer.Start(client.Connection, source, new PageServerOptions { Policy = policy, Backing = backing, BlockSize = BlockSize });
+        await StartVmmAsync();
+        _ = client.Map();
+        var result = await server.WaitPopulatedAsync();
+        return new Sample(result.PopulationTime.TotalMilliseconds, client.Replay(_trace.Pages.Count));
+    }
+
+    /// <summary>Keeps a core busy for as long as a VMM does until its handshake.</summary>
+    private static Task StartVmmAsync() => Task.Factory.StartNew(
+        () =>
+        {
+            for (long start = Stopwatch.GetTimestamp(); Stopwatch.GetElapsedTime(start) < VmmStart;)
+            {
+                Thread.SpinWait(100);
+            }
+        },
+        CancellationToken.None,
+        TaskCreationOptions.LongRunning,
+        TaskScheduler.Default);
 
     private string PathOf(GuestTrace trace) => _directory[string.Create(CultureInfo.InvariantCulture, $"trace-{_traces.Index().First(item => item.Item == trace).Index}")];
 
     private (ReplayClient Client, IMemorySource Source) OpenServed() => (StartServed(), OpenSource(PopulationPolicy.Lazy));
 
-    private ReplayClient StartServed() => ReplayClient.Start(PathOf(_trace), _memory, "uffd", "3");
+    private ReplayClient StartServed() => ReplayClient.Start([PathOf(_trace), _memory, "uffd", ReplayClient.SocketDescriptor]);
 
     private IMemorySource OpenSource(PopulationPolicy policy)
     {

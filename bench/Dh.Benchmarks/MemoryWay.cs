@@ -8,7 +8,9 @@ internal sealed record MemoryWay(string Name, Func<Task<Sample>> Measure)
     public const string Memcpy = "C: memcpy of all data into resident memory";
     public const string PrefetchAtOnce = "page server, prefetch, 2 workers, no head start";
     public const string EagerRestore = "page server, eager, 2 workers, opened 40 ms before";
-    public const string EagerCompressed = "page server, eager, 2 workers, opened 40 ms before, LZ4";
+    public const string EagerBacked = "page server, eager, into memory that the VMM maps";
+    public const string EagerCompressed = "page server, eager, into memory that the VMM maps, LZ4";
+    public const string PrefetchBacked = "page server, prefetch, into memory that the VMM maps";
     public const string CLazy = "C: lazy, 64 KiB";
     public const string Lazy = "page server, lazy, 64 KiB";
     public const string File = "file: private mapping";
@@ -56,7 +58,7 @@ internal static class Medians
     public static double MedianRatio(this IEnumerable<Sample> samples, IEnumerable<Sample> by, Func<Sample, double> value) =>
         Median(samples.Zip(by, (sample, other) => value(sample) / value(other)));
 
-    private static double Median(IEnumerable<double> values)
+    public static double Median(IEnumerable<double> values)
     {
         double[] sorted = [.. values.Order()];
         return sorted[sorted.Length / 2];

@@ -12,9 +12,11 @@ switch (args)
         return await ExecBenchmark.RunAsync() ? 0 : 1;
     case ["memory"]:
         return await MemoryBenchmark.RunAsync() ? 0 : 1;
+    case ["firecracker"]:
+        return await FirecrackerBenchmark.RunAsync() ? 0 : 1;
     case ["deephaven"]:
         return await DeephavenBenchmark.RunAsync() ? 0 : 1;
     default:
-        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|memory|deephaven");
+        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|firecracker|memory|deephaven");
         return 2;
 }

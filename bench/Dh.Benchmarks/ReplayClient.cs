@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Net.Sockets;
 using System.Text;
 using Dh.Linux;
+using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Benchmarks;
 
@@ -16,6 +17,12 @@ internal sealed class ReplayClient : IDisposable
     private readonly SafeSocketHandle _connection;
     private readonly byte[] _answer = new byte[256];
 
+    /// <summary>The number at which the client finds its socket.</summary>
+    public const string SocketDescriptor = "3";
+
+    /// <summary>The number at which the client finds the file that is its memory.</summary>
+    public const string BackingDescriptor = "4";
+
     private ReplayClient(ChildProcess process, Socket console, SafeSocketHandle connection)
     {
         _process = process;
@@ -27,8 +34,9 @@ internal sealed class ReplayClient : IDisposable
     public SafeSocketHandle Connection => _connection;
 
     /// <summary>Starts it, and returns when all is there that has to be before the clock starts.</summary>
-    /// <param name="arguments">Its arguments; the mode <c>uffd</c> finds its socket at descriptor 3.</param>
-    public static ReplayClient Start(params string[] arguments)
+    /// <param name="arguments">Its arguments.</param>
+    /// <param name="backing">The file that is its memory, or null.</param>
+    public static ReplayClient Start(string[] arguments, SafeFileHandle? backing = null)
     {
         var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
         var (console, remote) = UnixSockets.CreatePair(UnixSocketKind.Stream);
@@ -36,7 +44,7 @@ internal sealed class ReplayClient : IDisposable
         using (remote)
         {
             var process = ChildProcess.Start(
-                Path.Combine(AppContext.BaseDirectory, "memory_replay"), arguments, new Dictionary<string, string>(), [(0, remote), (1, remote), (3, theirs)]);
+                Path.Combine(AppContext.BaseDirectory, "memory_replay"), arguments, new Dictionary<string, string>(), backing is null ? [(0, remote), (1, remote), (3, theirs)] : [(0, remote), (1, remote), (3, theirs), (4, backing)]);
             var client = new ReplayClient(process, new Socket(console) { ReceiveTimeout = (int)Limit.TotalMilliseconds }, ours);
             remote.Dispose();
             _ = client.Text(client.Receive());
@@ -98,5 +106,5 @@ internal sealed class ReplayClient : IDisposable
 /// <param name="P50">The median of those, in microseconds.</param>
 /// <param name="P99">The 99th percentile of those.</param>
 /// <param name="Max">The slowest.</param>
-/// <param name="PrivateBytes">Anonymous memory afterwards: what this guest shares with no other.</param>
+/// <param name="PrivateBytes">Memory that is its own afterwards: what this guest shares with no other.</param>
 internal sealed record Replay(long Start, long End, long Slow, double P50, double P99, double Max, long PrivateBytes);

@@ -74,14 +74,20 @@ internal sealed record StatusOutput(IReadOnlyList<SnapshotOutput> Snapshots, IRe
 /// <summary>One snapshot.</summary>
 internal sealed record SnapshotOutput(
     string Id, string Template, string Version, string Vmm, string VmmVersion, string Accelerator, int MemoryMib, int Cpus, long DataMib, string? Compressed,
-    double? WorkingSetMib, double BootSeconds, DateTimeOffset CreatedAt, string Directory)
+    double? WorkingSetMib, long DiskMib, double BootSeconds, DateTimeOffset PreparedAt, IReadOnlyList<RestoreOutput> Restores, string Directory)
 {
-    public static SnapshotOutput Of(Snapshot snapshot) => new(
+    private const int Restored = 10;
+
+    public static SnapshotOutput Of(DhHome home, Snapshot snapshot) => new(
         snapshot.Manifest.Id, snapshot.Manifest.Template, snapshot.Manifest.Version, snapshot.Manifest.Vmm, snapshot.Manifest.VmmVersion,
         JsonOutput.Name(snapshot.Manifest.Accelerator), snapshot.Manifest.MemoryMib, snapshot.Manifest.Cpus, snapshot.Manifest.DataBytes >> 20, snapshot.IsCompressed ? "lz4" : null,
         new FileInfo(snapshot.WorkingSetPath) is { Exists: true, Length: var length } ? Math.Round(length / 1048576.0, 1) : null,
-        Math.Round(snapshot.Manifest.BootSeconds, 3), snapshot.Manifest.CreatedAt, snapshot.Directory);
+        snapshot.SizeOnDisk() >> 20, Math.Round(snapshot.Manifest.BootSeconds, 3), snapshot.Manifest.CreatedAt,
+        [.. RestoreLog.Read(home, snapshot.Manifest.Id, Restored).Select(restore => new RestoreOutput(restore.At, restore.Policy, JsonOutput.Seconds(restore.Time)))], snapshot.Directory);
 }
+
+/// <summary>A restore of a snapshot that has been.</summary>
+internal sealed record RestoreOutput(DateTimeOffset At, string Policy, double Seconds);
 
 /// <summary>What <c>dh page-server --json</c> prints for each VMM; the outcome is <c>released</c>, <c>vmm_ended</c>, <c>stopped</c> or <c>failed</c>.</summary>
 internal sealed record PageServerOutput(

@@ -42,6 +42,9 @@ public enum Errno
     /// <summary>Already exists.</summary>
     EEXIST = 17,
 
+    /// <summary>Another file system.</summary>
+    EXDEV = 18,
+
     /// <summary>No such device.</summary>
     ENODEV = 19,
 

@@ -1,9 +1,10 @@
 using Dh.Linux.Abi;
+using Microsoft.Win32.SafeHandles;
 using static Dh.Linux.Abi.Constants;
 
 namespace Dh.Linux;
 
-/// <summary>What publishing a file safely takes.</summary>
+/// <summary>What files and directories can be done with beyond what <see cref="File"/> offers.</summary>
 public static class Files
 {
     /// <summary>Writes a file's or directory's data to the disk (fsync(2)).</summary>
@@ -27,6 +28,48 @@ public static class Files
         if (Libc.Rename(from, to) != 0)
         {
             throw LinuxException.Last($"rename {from} to {to}");
+        }
+    }
+
+    /// <summary>Opens a directory, for paths below it that do not depend on how long its own is: <c>/proc/self/fd/N/NAME</c>.</summary>
+    /// <param name="path">The directory; not a symbolic link.</param>
+    /// <returns>The directory; the caller disposes it.</returns>
+    /// <exception cref="LinuxException">ENOENT: there is none; ENOTDIR: it is something else.</exception>
+    public static SafeFileHandle OpenDirectory(string path)
+    {
+        var handle = Libc.Open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+        if (!handle.IsInvalid)
+        {
+            return handle;
+        }
+
+        var error = LinuxException.Last($"open {path}");
+        handle.Dispose();
+        throw error;
+    }
+
+    /// <summary>Gives a file one more name (link(2)).</summary>
+    /// <param name="existing">The file.</param>
+    /// <param name="path">The new name, on the same file system; nothing may exist there.</param>
+    /// <exception cref="LinuxException">EXDEV: another file system; EEXIST: the name is taken.</exception>
+    public static void Link(string existing, string path)
+    {
+        if (Libc.Link(existing, path) != 0)
+        {
+            throw LinuxException.Last($"link {existing} to {path}");
+        }
+    }
+
+    /// <summary>Gives a file, a directory, or a symbolic link itself, to another user (lchown(2)).</summary>
+    /// <param name="path">What.</param>
+    /// <param name="userId">The new owner.</param>
+    /// <param name="groupId">The new group.</param>
+    /// <exception cref="LinuxException">EPERM: only root may.</exception>
+    public static void ChangeOwner(string path, uint userId, uint groupId)
+    {
+        if (Libc.LChown(path, userId, groupId) != 0)
+        {
+            throw LinuxException.Last($"lchown {path}");
         }
     }
 }

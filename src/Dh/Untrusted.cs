@@ -7,9 +7,10 @@ internal static class Untrusted
 
     /// <summary>One line of bounded length, in which nothing steers the terminal that shows it.</summary>
     /// <param name="text">What the peer said; null for nothing.</param>
-    public static string OneLine(string? text)
+    /// <param name="maxLength">What is shown of it, in characters.</param>
+    public static string OneLine(string? text, int maxLength = MaxLength)
     {
-        string line = new([.. (text ?? "").Take(MaxLength).Select(c => char.IsControl(c) ? ' ' : c)]);
-        return text?.Length > MaxLength ? $"{line}..." : line;
+        string line = new([.. (text ?? "").Take(maxLength).Select(c => char.IsControl(c) ? ' ' : c)]);
+        return text?.Length > maxLength ? $"{line}..." : line;
     }
 }

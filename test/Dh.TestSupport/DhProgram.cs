@@ -7,7 +7,8 @@ public sealed record ProgramResult(int ExitCode, string Output, string Error);
 
 /// <summary>The built program, <c>bin/dh</c>, run as a user runs it.</summary>
 /// <param name="home">Its DH_HOME.</param>
-public sealed class DhProgram(string home)
+/// <param name="variables">What its environment has besides, in every run.</param>
+public sealed class DhProgram(string home, IReadOnlyDictionary<string, string>? variables = null)
 {
     private static readonly string ProgramPath = Repository.PathOf("bin/dh");
 
@@ -34,10 +35,10 @@ public sealed class DhProgram(string home)
     }
 
     /// <summary>Runs a command that ends up as the program, to its end.</summary>
-    public async Task<ProgramResult> RunAsync(ProcessStartInfo command)
+    public async Task<ProgramResult> RunAsync(ProcessStartInfo command, TimeSpan? timeLimit = null)
     {
         using var process = Start(command, null);
-        return await FinishAsync(process, "", null);
+        return await FinishAsync(process, "", timeLimit);
     }
 
     /// <summary>Runs code with <c>dh exec -c</c>.</summary>
@@ -47,13 +48,13 @@ public sealed class DhProgram(string home)
     {
         start.RedirectStandardInput = start.RedirectStandardOutput = start.RedirectStandardError = true;
         start.WorkingDirectory = Path.GetTempPath();
-        foreach (string name in (string[])["DH_VERSION", "DH_JSON", "DH_VM_NO_UFFD", "DH_TRACE"])
+        foreach (string name in (string[])["DH_VERSION", "DH_JSON", "DH_VM_NO_UFFD", "DH_TRACE", "DH_FIRECRACKER", "DH_JAILER"])
         {
             start.Environment.Remove(name);
         }
 
         start.Environment["DH_HOME"] = Home;
-        foreach (var (name, value) in environment ?? new Dictionary<string, string>())
+        foreach (var (name, value) in (variables ?? new Dictionary<string, string>()).Concat(environment ?? new Dictionary<string, string>()))
         {
             start.Environment[name] = value;
         }

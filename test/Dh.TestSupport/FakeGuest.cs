@@ -7,6 +7,9 @@ namespace Dh.TestSupport;
 /// <summary>The runner's side of the guest protocol, scripted.</summary>
 public sealed class FakeGuest : FakePeer
 {
+    /// <summary>What a connection over vsock begins with.</summary>
+    public const string Ready = """{"type": "ready", "protocol": 1, "engine": "python", "engine_version": "3.11.2"}""";
+
     /// <summary>The right answer to the host's hello.</summary>
     public const string Hello = """{"type": "hello", "protocol": 1, "wall_clock_ns": 1}""";
 

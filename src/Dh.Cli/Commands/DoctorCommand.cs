@@ -4,7 +4,6 @@ using System.Runtime.InteropServices;
 using Dh.Linux;
 using Dh.Snapshots;
 using Dh.Vmm;
-using Dh.Vmm.Qemu;
 
 namespace Dh.Cli;
 
@@ -14,11 +13,14 @@ internal sealed class DoctorCommand : Command
     private const long NeededMemoryMib = 1024;
     private const long NeededDiskMib = 4096;
 
+    private readonly ProgramOptions _programs = new();
     private readonly Option<bool> _json = new("--json") { Description = "Print one JSON object on stdout. (Also: DH_JSON=1)" };
 
     public DoctorCommand()
         : base("doctor", "Looks at this host and says what is missing.")
     {
+        Add(_programs.Firecracker);
+        Add(_programs.Jailer);
         Add(_json);
         SetAction((parsed, _) => RunAsync(parsed));
     }
@@ -26,12 +28,12 @@ internal sealed class DoctorCommand : Command
     private async Task<int> RunAsync(ParseResult parsed)
     {
         var home = DhHome.Default;
+        var candidates = await VmmCandidate.FindAllAsync(_programs.Read(parsed), home);
         CheckOutput[] checks =
         [
             Platform(),
-            Kvm(home),
+            .. Vmms(candidates),
             PageFaults(),
-            await QemuAsync(),
             Program("mmdebstrap", "mmdebstrap"),
             Program("mke2fs", "e2fsprogs"),
             Memory(),
@@ -61,33 +63,29 @@ internal sealed class DoctorCommand : Command
         return new("platform", fits, Required: true, RuntimeInformation.OSDescription, fits ? null : "dh runs microVMs on x86-64 Linux only");
     }
 
-    private static CheckOutput Kvm(DhHome home)
+    /// <summary>What <c>dh vm prepare</c> looks at, the best first: one check for each way to run machines, then the one that it takes.</summary>
+    private static IEnumerable<CheckOutput> Vmms(IReadOnlyList<VmmCandidate> candidates)
     {
-        const string device = "/dev/kvm";
-        const string name = "KVM";
-        const string emulation = "runs are emulated (TCG), which works and is slower";
-        if (!File.Exists(device))
+        var taken = candidates.FirstOrDefault(candidate => candidate.Refusal is null);
+        foreach (var candidate in candidates)
         {
-            return new(name, false, Required: false, $"there is no {device}", $"{emulation}; enable virtualization, or nested virtualization, for this host");
+            bool needed = taken is null || candidates.TakeWhile(other => other != taken).Contains(candidate);
+            yield return candidate.Refusal is null
+                ? new(Way(candidate), true, Required: false, $"{candidate.Program}{(candidate.IsProved ? "" : "; not tried yet: dh vm prepare boots a kernel with it")}", null)
+                : new(Way(candidate), false, Required: false, $"{(candidate.Program is { } program ? $"{program}: " : "")}{candidate.Refusal}", needed ? candidate.Advice : null);
         }
 
-        try
-        {
-            using var opened = File.Open(device, FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite);
-        }
-        catch (Exception error) when (error is UnauthorizedAccessException or IOException)
-        {
-            return new(name, false, Required: false, $"{device} cannot be opened ({error.Message})", $"{emulation}; add yourself to the group kvm");
-        }
-
-        // Opening proves nothing: on some hosts the device makes machines that cannot run an ordinary kernel.
-        return KvmProbe.Cached(home.CacheDirectory) switch
-        {
-            null => new(name, true, Required: false, $"{device} opens; not probed yet: dh vm prepare tries whether it runs a kernel", null),
-            { Works: true } => new(name, true, Required: false, $"{device} runs a kernel", null),
-            var verdict => new(name, false, Required: false, $"{device} opens, but does not run a kernel: {verdict.Reason}", emulation),
-        };
+        yield return taken is null
+            ? new("VMM", false, Required: true, "there is none that can run machines", candidates[^1].Advice)
+            : new("VMM", true, Required: true, $"dh vm prepare takes {Way(taken)}{(taken.IsProved ? "" : ", if it boots a kernel")}; a snapshot that is there keeps its own", null);
     }
+
+    private static string Way(VmmCandidate candidate) => (candidate.Vmm, candidate.Accelerator) switch
+    {
+        ("firecracker", _) => "Firecracker with KVM",
+        (_, Accelerator.Kvm) => "QEMU with KVM",
+        _ => "QEMU, emulating",
+    };
 
     private static CheckOutput PageFaults()
     {
@@ -102,20 +100,6 @@ internal sealed class DoctorCommand : Command
             return new(
                 name, false, Required: false, error.Message,
                 $"memory comes back through the File backend; for the page server: chmod or chgrp {Userfaultfd.DevicePath} so that you may open it (Linux 6.1 or later)");
-        }
-    }
-
-    private static async Task<CheckOutput> QemuAsync()
-    {
-        const string name = "QEMU";
-        try
-        {
-            var qemu = await QemuBinary.FindAsync();
-            return new(name, true, Required: true, $"{qemu.Path}, {qemu.Version}", null);
-        }
-        catch (Exception error) when (error is DhException or OperationCanceledException)
-        {
-            return new(name, false, Required: true, error.Message, $"apt-get install qemu-system-x86 ({QemuBinary.Oldest} or later)");
         }
     }
 
@@ -152,8 +136,10 @@ internal sealed class DoctorCommand : Command
 
     private static CheckOutput Isolation() => new(
         "isolation", true, Required: false,
-        $"{Sandboxes.Isolation.Name(Sandboxes.Isolation.Of(Accelerator.Tcg))}, or {Sandboxes.Isolation.Name(Sandboxes.Isolation.Of(Accelerator.Kvm))} for a snapshot that was prepared with KVM: this build puts no cage around QEMU",
+        $"{Class(Accelerator.Tcg)}, or {Class(Accelerator.Kvm)} for a snapshot that was prepared with KVM, or {Class(Accelerator.Kvm, jailed: true)} for Firecracker under its jailer: this build puts no cage around QEMU",
         "do not run code that you would not run as yourself; demand a class with --require-isolation");
+
+    private static string Class(Accelerator accelerator, bool jailed = false) => Sandboxes.Isolation.Name(Sandboxes.Isolation.Of(accelerator, jailed));
 
     private static CheckOutput Snapshots(DhHome home)
     {

@@ -30,6 +30,7 @@ internal sealed class ExecCommand : Command
         Description = "Do not run with less: emulated, hardware, emulated+cage, hardware+cage, hardware+jail.",
     };
 
+    private readonly ProgramOptions _programs = new();
     private readonly Option<bool> _json = new("--json") { Description = "Print one JSON object on stdout. (Also: DH_JSON=1)" };
     private readonly Option<bool> _verbose = new("--verbose", "-v") { Description = "Say on stderr what is done and how long it takes." };
     private readonly Option<bool> _quiet = new("--quiet", "-q") { Description = "No remarks on stderr, only errors." };
@@ -45,7 +46,7 @@ internal sealed class ExecCommand : Command
         _entered = entered;
         Option[] options =
         [
-            _code, _vm, _version, _template, _timeout, _memoryPolicy, _fill, _environment, _requireIsolation,
+            _code, _vm, _version, _template, _timeout, _memoryPolicy, _fill, _environment, _requireIsolation, _programs.Firecracker, _programs.Jailer,
             _json, _verbose, _quiet, _noShowTables, _noTableMeta,
         ];
         foreach (var option in options)
@@ -151,6 +152,7 @@ internal sealed class ExecCommand : Command
             Home = home,
             MemoryPolicy = memoryPolicy,
             Fill = parsed.GetValue(_fill),
+            Programs = _programs.Read(parsed),
             RequireIsolation = ReadIsolation(parsed.GetValue(_requireIsolation)),
         };
         var choice = VersionChoice.Of(parsed.GetValue(_template), parsed.GetValue(_version), home);

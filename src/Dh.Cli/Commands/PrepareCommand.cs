@@ -13,7 +13,8 @@ internal sealed class PrepareCommand : Command
 {
     private readonly Option<string?> _version = new("--version") { HelpName = "V", Description = "The version to prepare; without --template: of deephaven." };
     private readonly Option<string?> _template = new("--template") { HelpName = "NAME|FILE", Description = "What to prepare: a name, or a TOML file. (Default: python)" };
-    private readonly Option<string> _vmm = new("--vmm") { HelpName = "auto|qemu", DefaultValueFactory = _ => "auto", Description = "The VMM." };
+    private readonly Option<string> _vmm = new("--vmm") { HelpName = "auto|firecracker|qemu", DefaultValueFactory = _ => "auto", Description = "The VMM; auto takes the best that works here (see: dh doctor)." };
+    private readonly ProgramOptions _programs = new();
     private readonly Option<AcceleratorChoice> _accelerator = new("--accel") { HelpName = "auto|kvm|tcg", Description = "Hardware virtualization or emulation." };
     private readonly Option<int?> _memory = new("--memory") { HelpName = "MIB", Description = "The guest's memory. (Default: the template's)" };
     private readonly Option<int> _cpus = new("--cpus") { HelpName = "N", DefaultValueFactory = _ => 2, Description = "The guest's virtual CPUs." };
@@ -27,7 +28,7 @@ internal sealed class PrepareCommand : Command
     public PrepareCommand()
         : base("prepare", "Builds an image, boots it, and keeps a snapshot of its memory.")
     {
-        Option[] options = [_version, _template, _vmm, _accelerator, _memory, _cpus, _packages, _jvmArguments, _wheelhouse, _mirror, _compress, _force];
+        Option[] options = [_version, _template, _vmm, _programs.Firecracker, _programs.Jailer, _accelerator, _memory, _cpus, _packages, _jvmArguments, _wheelhouse, _mirror, _compress, _force];
         foreach (var option in options)
         {
             Add(option);
@@ -41,11 +42,6 @@ internal sealed class PrepareCommand : Command
 
     private async Task<int> RunAsync(ParseResult parsed)
     {
-        if (parsed.GetValue(_vmm) == "firecracker")
-        {
-            throw new DhException(DhErrorReason.Usage, "The VMM firecracker is not in this build: --vmm qemu.");
-        }
-
         long started = Stopwatch.GetTimestamp();
         var options = new PreparationOptions
         {
@@ -54,6 +50,8 @@ internal sealed class PrepareCommand : Command
             Cpus = parsed.GetValue(_cpus),
             Wheelhouse = parsed.GetValue(_wheelhouse),
             PipPackages = parsed.GetValue(_packages) ?? [],
+            Vmm = parsed.GetValue(_vmm) switch { "firecracker" => VmmChoice.Firecracker, "qemu" => VmmChoice.Qemu, _ => VmmChoice.Auto },
+            Programs = _programs.Read(parsed),
             Accelerator = parsed.GetValue(_accelerator),
             Compress = parsed.GetValue(_compress) is not null,
             Force = parsed.GetValue(_force),

@@ -3,6 +3,7 @@ using System.Globalization;
 using Dh.Guest;
 using Dh.Images;
 using Dh.Preparation;
+using Dh.Sandboxes;
 using Dh.Snapshots;
 
 namespace Dh.Cli;
@@ -12,6 +13,7 @@ internal sealed class RecordCommand : Command
 {
     private readonly Option<string?> _version = new("--version") { HelpName = "V", Description = "The snapshot's version (see: dh vm status)." };
     private readonly Option<string?> _template = new("--template") { HelpName = "NAME", Description = "The snapshot's template." };
+    private readonly ProgramOptions _programs = new();
     private readonly Option<string[]> _code = new("-c") { HelpName = "CODE", Arity = ArgumentArity.OneOrMore, Description = "Code to record; may be repeated." };
     private readonly Argument<string[]> _scripts = new("SCRIPT") { Arity = ArgumentArity.ZeroOrMore, Description = "Scripts to record." };
 
@@ -20,6 +22,8 @@ internal sealed class RecordCommand : Command
     {
         Add(_version);
         Add(_template);
+        Add(_programs.Firecracker);
+        Add(_programs.Jailer);
         Add(_code);
         Add(_scripts);
         SetAction((parsed, _) => RunAsync(parsed));
@@ -45,7 +49,7 @@ internal sealed class RecordCommand : Command
         using var interruption = new Interruption();
         try
         {
-            var set = await WorkingSetRecording.RecordAsync(snapshot, runs, progress: new PlainProgress(), cancellationToken: interruption.Token);
+            var set = await WorkingSetRecording.RecordAsync(snapshot, runs, new SandboxOptions { Programs = _programs.Read(parsed) }, new PlainProgress(), interruption.Token);
             Console.Out.WriteLine(string.Create(
                 CultureInfo.InvariantCulture,
                 $"{snapshot.Manifest.Template} {snapshot.Manifest.Version}: the working set is {set.TouchedBytes / 1048576.0:0.0} MiB in {set.Touched.Count} runs"));

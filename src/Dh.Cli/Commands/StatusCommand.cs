@@ -7,7 +7,10 @@ namespace Dh.Cli;
 /// <summary><c>dh vm status</c>: the snapshots that there are.</summary>
 internal sealed class StatusCommand : Command
 {
-    private static readonly string[] Headings = ["TEMPLATE", "VERSION", "VMM", "ACCEL", "MEMORY", "DATA", "WORKING SET", "BOOT", "CREATED (UTC)"];
+    private static readonly string[] Headings = ["TEMPLATE", "VERSION", "VMM", "ACCEL", "MEMORY", "DATA", "WORKING SET", "ON DISK", "BOOT", "PREPARED (UTC)", "LAST RESTORES"];
+
+    /// <summary>How many of the last restores a line shows.</summary>
+    private const int ShownRestores = 3;
 
     private readonly Option<bool> _json = new("--json") { Description = "Print one JSON object on stdout. (Also: DH_JSON=1)" };
 
@@ -22,7 +25,7 @@ internal sealed class StatusCommand : Command
     {
         var home = DhHome.Default;
         var store = new SnapshotStore(home);
-        var status = new StatusOutput([.. store.List().Select(SnapshotOutput.Of)], store.Damaged());
+        var status = new StatusOutput([.. store.List().Select(snapshot => SnapshotOutput.Of(home, snapshot))], store.Damaged());
         if (parsed.GetValue(_json) || Environment.GetEnvironmentVariable("DH_JSON") == "1")
         {
             JsonOutput.Write(Console.OpenStandardOutput(), status, JsonOutput.Default.StatusOutput);
@@ -50,8 +53,10 @@ internal sealed class StatusCommand : Command
     [
         snapshot.Template, snapshot.Version, $"{snapshot.Vmm} {snapshot.VmmVersion}", snapshot.Accelerator, $"{snapshot.MemoryMib} MiB", $"{snapshot.DataMib} MiB",
         snapshot.WorkingSetMib is { } mib ? string.Create(CultureInfo.InvariantCulture, $"{mib:0.0} MiB") : "-",
+        $"{snapshot.DiskMib} MiB",
         string.Create(CultureInfo.InvariantCulture, $"{snapshot.BootSeconds:0.0} s"),
-        snapshot.CreatedAt.UtcDateTime.ToString("yyyy-MM-dd HH:mm", CultureInfo.InvariantCulture),
+        snapshot.PreparedAt.UtcDateTime.ToString("yyyy-MM-dd HH:mm", CultureInfo.InvariantCulture),
+        snapshot.Restores.Count == 0 ? "-" : string.Join(", ", snapshot.Restores.Take(ShownRestores).Select(restore => string.Create(CultureInfo.InvariantCulture, $"{restore.Seconds * 1000:0} ms ({restore.Policy})"))),
     ];
 
     private static void WriteColumns(IReadOnlyList<string[]> rows)

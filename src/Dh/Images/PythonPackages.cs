@@ -45,9 +45,10 @@ internal sealed partial class PythonPackages(RootTree tree, string temporary)
         catch (BuildCommandException error)
         {
             string from = wheelhouse is null ? "the package index that pip is configured for (pip config list)" : $"the wheelhouse {wheelhouse}";
+            string near = wheelhouse is null ? NearestVersions(error.LastLines) : LookedFor(error.LastLines, wheelhouse);
             throw new DhException(
                 DhErrorReason.Image,
-                $"{Culprit(error.LastLines, requirements)} cannot be had as a wheel from {from}. pip's last lines:\n{BuildCommandException.Indent(error.LastLines)}",
+                $"{Culprit(error.LastLines, requirements)} cannot be had as a wheel from {from}.{near} pip's last lines:\n{BuildCommandException.Indent(error.LastLines)}",
                 error);
         }
 
@@ -63,6 +64,44 @@ internal sealed partial class PythonPackages(RootTree tree, string temporary)
         var match = lastLines.Select(line => NoMatchPattern.Match(line)).LastOrDefault(match => match.Success);
         return match is null ? $"One of the Python requirements ({string.Join(", ", requirements)})" : $"The Python requirement '{match.Groups[1].Value.Trim()}'";
     }
+
+    /// <summary>The versions that the index has and that come closest to the one that it has not: a sentence, or nothing when pip names none.</summary>
+    internal static string NearestVersions(IReadOnlyList<string> lastLines)
+    {
+        var match = lastLines.Select(line => VersionsPattern.Match(line)).LastOrDefault(match => match.Success);
+        if (match is null)
+        {
+            return "";
+        }
+
+        var wanted = NumbersOf(match.Groups["wanted"].Value);
+        string[] versions = [.. match.Groups["versions"].Value.Split(',', StringSplitOptions.TrimEntries).Where(version => NumbersOf(version).Count > 0).OrderBy(NumbersOf, NumbersOrder)];
+        int above = versions.Count(version => NumbersOrder.Compare(NumbersOf(version), wanted) < 0);
+        string[] near = versions[Math.Max(0, above - 3)..Math.Min(versions.Length, above + 3)];
+        return near.Length == 0 ? "" : $" The nearest versions there: {string.Join(", ", near)}.";
+    }
+
+    /// <summary>The wheel that a wheelhouse would have to hold, and what it holds of that package: a sentence, or nothing when pip does not say what it missed.</summary>
+    internal static string LookedFor(IReadOnlyList<string> lastLines, string wheelhouse)
+    {
+        var match = lastLines.Select(line => NoMatchPattern.Match(line)).LastOrDefault(match => match.Success);
+        if (match is null)
+        {
+            return "";
+        }
+
+        // In a wheel's name a package's has underscores (PEP 427).
+        string[] requirement = match.Groups[1].Value.Trim().Split("==");
+        string package = SeparatorsPattern.Replace(requirement[0], "_").ToLowerInvariant();
+        string[] there = [.. Directory.EnumerateFiles(wheelhouse, "*.whl").Select(path => Path.GetFileName(path)).Where(name => name.StartsWith(package + "-", StringComparison.OrdinalIgnoreCase)).Order(StringComparer.Ordinal)];
+        return $" {package}-{(requirement.Length > 1 ? requirement[1] : "*")}-*.whl was looked for; there is {(there.Length == 0 ? "no wheel of that package" : string.Join(", ", there))}.";
+    }
+
+    private static List<int> NumbersOf(string version) =>
+        [.. version.Split('.').TakeWhile(part => int.TryParse(part, System.Globalization.NumberStyles.None, null, out _)).Select(part => int.Parse(part, System.Globalization.CultureInfo.InvariantCulture))];
+
+    private static Comparer<List<int>> NumbersOrder { get; } = Comparer<List<int>>.Create((left, right) =>
+        left.Zip(right, (one, other) => one.CompareTo(other)).FirstOrDefault(order => order != 0, left.Count.CompareTo(right.Count)));
 
     /// <summary>Exactly the package of a wheel: its name and version stand first in the file's name (PEP 427).</summary>
     internal static string PinOf(string wheel)
@@ -101,4 +140,10 @@ internal sealed partial class PythonPackages(RootTree tree, string temporary)
 
     [GeneratedRegex(@"(?:No matching distribution found for|Could not find a version that satisfies the requirement) ([^(\n]+)")]
     private static partial Regex NoMatchPattern { get; }
+
+    [GeneratedRegex(@"satisfies the requirement [^=\n]+==(?<wanted>\S+) \(from versions: (?<versions>[^)]*)\)")]
+    private static partial Regex VersionsPattern { get; }
+
+    [GeneratedRegex("[-_.]+")]
+    private static partial Regex SeparatorsPattern { get; }
 }

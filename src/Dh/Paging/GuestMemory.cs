@@ -28,10 +28,13 @@ internal readonly record struct Fault(ulong Address, bool IsWrite);
 internal sealed class GuestMemory : IDisposable
 {
     /// <summary>Holes from this length on are given back to the kernel: they never become faults.</summary>
-    private const ulong GivenBackLength = 64 << 10;
+    private const ulong LongHole = 64 << 10;
 
     /// <summary>Each range that is given back may cut a mapping in three, of which a process has at most 65,530 (vm.max_map_count).</summary>
     private const int MaxGivenBack = 4096;
+
+    /// <summary>Holes that are given back between two looks at the events: some tens of microseconds.</summary>
+    private const int GivenBackAtOnce = 16;
 
     /// <summary>Short holes that get their zero pages between two looks at the events: some tens of microseconds.</summary>
     private const int HolesAtOnce = 64;
@@ -43,9 +46,10 @@ internal sealed class GuestMemory : IDisposable
     private readonly IMemorySource _source;
     private Lock[] _copiers = [];
     private readonly RegionState[] _regions;
+    private readonly ulong _givenBackLength;
     private readonly AddressRanges _givenBack = new();
     private MemoryMapping? _zeros;
-    private bool _longHolesSettled;
+    private Queue<(ulong Address, ulong Length)>? _toGiveBack;
     private int _settlingRegion;
     private long _settlingPage;
     private string? _warning;
@@ -54,13 +58,21 @@ internal sealed class GuestMemory : IDisposable
     private long _removedBytes;
 
     /// <summary>Takes over a validated handshake.</summary>
-    public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source)
+    /// <param name="uffd">The VMM's userfaultfd.</param>
+    /// <param name="regions">Its regions.</param>
+    /// <param name="source">Their contents.</param>
+    /// <param name="foreseen">What was worked out before; this takes over its pages when it fits.</param>
+    /// <param name="isShared">
+    /// Whether guest memory is a shared mapping of a file in memory. That has no zero page: placing zeros takes memory, so short holes are given
+    /// back like long ones.
+    /// </param>
+    public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source, ForeseenLayout foreseen, bool isShared)
     {
+        _givenBackLength = isShared ? GuestRegion.NormalPageSize : LongHole;
         _uffd = uffd;
         _source = source;
         Regions = regions;
-        // Holes may be part of the working set, too: what a guest takes for something new comes as zeros before it asks.
-        _regions = [.. regions.Select(region => new RegionState(region, source.DataExtents.Concat(source.PrefetchExtents)))];
+        _regions = [.. regions.Select(region => new RegionState(region, foreseen.Fits(regions) ? foreseen.Pages : PageStates.Of(region, source)))];
     }
 
     /// <summary>The regions.</summary>
@@ -90,6 +102,24 @@ internal sealed class GuestMemory : IDisposable
     /// </summary>
     /// <param name="copiers">The locks; those of before are not in use any more.</param>
     public void SetCopiers(Lock[] copiers) => _copiers = copiers;
+
+    /// <summary>Notes what was put in place before the VMM had connected. Called before anything else is placed or read.</summary>
+    /// <param name="pieces">Whole pages, by their offsets in the memory file.</param>
+    public void MarkInPlace(IReadOnlyList<CopyPiece> pieces)
+    {
+        foreach (var region in _regions)
+        {
+            foreach (var piece in pieces)
+            {
+                ulong from = Math.Max((ulong)piece.Offset, region.Region.Offset), to = Math.Min((ulong)piece.Offset + piece.Length, region.Region.Offset + region.Region.Size);
+                if (from < to)
+                {
+                    region.Pages.MarkPresent((long)((from - region.Region.Offset) / region.PageSize), (long)((to - from) / region.PageSize));
+                    Interlocked.Add(ref _copiedBytes, (long)(to - from));
+                }
+            }
+        }
+    }
 
     /// <summary>Copies what is missing of a piece to its place. May be called on several threads, each with its lock of <see cref="SetCopiers"/> held, and on the one that reads the events.</summary>
     /// <param name="piece">The piece.</param>
@@ -213,10 +243,10 @@ internal sealed class GuestMemory : IDisposable
     /// <exception cref="PageServerException">The kernel failed.</exception>
     public bool SettleHoles()
     {
-        if (!_longHolesSettled)
+        _toGiveBack ??= HolesToGiveBack();
+        if (_toGiveBack.Count > 0)
         {
-            _longHolesSettled = true;
-            return GiveBackLongHoles();
+            return GiveBackSome(_toGiveBack);
         }
 
         for (int placed = 0; _settlingRegion < _regions.Length; _settlingRegion++, _settlingPage = 0)
@@ -225,7 +255,7 @@ internal sealed class GuestMemory : IDisposable
             for (long count; (count = region.Pages.NextAbsentZero(ref _settlingPage, region.Pages.Pages)) > 0; _settlingPage += count)
             {
                 // A hole that is refused, because the guest changes its memory just now, is left to its faults.
-                if ((ulong)count * region.PageSize < GivenBackLength && !_givenBack.Contains(region.AddressOf(_settlingPage)) && PlaceZeros(region, _settlingPage, count) == Placement.VmmGone)
+                if ((ulong)count * region.PageSize < _givenBackLength && !_givenBack.Contains(region.AddressOf(_settlingPage)) && PlaceZeros(region, _settlingPage, count) == Placement.VmmGone)
                 {
                     return false;
                 }
@@ -266,8 +296,8 @@ internal sealed class GuestMemory : IDisposable
         _zeros?.Dispose();
     }
 
-    /// <summary>Gives back what lies between the data, whether zeros were placed there or not: without them it is the same.</summary>
-    private bool GiveBackLongHoles()
+    /// <summary>What lies between the data, the longest first, whether zeros were placed there or not: without them it is the same.</summary>
+    private Queue<(ulong Address, ulong Length)> HolesToGiveBack()
     {
         var holes = new List<(ulong Address, ulong Length)>();
         foreach (var region in _regions)
@@ -276,7 +306,7 @@ internal sealed class GuestMemory : IDisposable
             foreach (var extent in _source.DataExtents.Append(new FileExtent((long)end, 0)))
             {
                 ulong to = Math.Min((ulong)extent.Offset & ~(region.PageSize - 1), end);
-                if (to > from && to - from >= GivenBackLength)
+                if (to > from && to - from >= _givenBackLength)
                 {
                     holes.Add((region.Region.BaseHostVirtAddr + (from - region.Region.Offset), to - from));
                 }
@@ -285,21 +315,26 @@ internal sealed class GuestMemory : IDisposable
             }
         }
 
-        holes = [.. holes.OrderByDescending(hole => hole.Length).Take(MaxGivenBack)];
-        foreach (var (address, length) in holes)
+        return new Queue<(ulong, ulong)>(holes.OrderByDescending(hole => hole.Length).Take(MaxGivenBack));
+    }
+
+    /// <returns>False when the VMM is gone.</returns>
+    private bool GiveBackSome(Queue<(ulong Address, ulong Length)> holes)
+    {
+        for (int i = 0; i < GivenBackAtOnce && holes.TryDequeue(out var hole); i++)
         {
-            if (!Unregister(address, length))
+            if (!Unregister(hole.Address, hole.Length))
             {
                 return false;
             }
 
-            _givenBack.Add(address, address + length);
+            _givenBack.Add(hole.Address, hole.Address + hole.Length);
+            // Zeros of the working set that were to come there do not come any more.
+            KeepCopiersOut();
+            MarkZero(hole.Address, hole.Address + hole.Length);
+            LetCopiersIn();
         }
 
-        // Zeros of the working set that were to come there do not come any more.
-        KeepCopiersOut();
-        holes.ForEach(hole => MarkZero(hole.Address, hole.Address + hole.Length));
-        LetCopiersIn();
         return true;
     }
 
@@ -375,7 +410,7 @@ internal sealed class GuestMemory : IDisposable
         for (bool again = false; ; again = true)
         {
             ulong length = (ulong)count * region.PageSize;
-            nuint source = Read(reader, region.OffsetOf(page), ref length);
+            nuint source = reader.ReadUndamaged(region.OffsetOf(page), ref length, ref _warning);
             if (readAhead)
             {
                 MemoryMapping.ReadAhead(source, length);
@@ -397,22 +432,6 @@ internal sealed class GuestMemory : IDisposable
                 default:
                     return Settle(region, page, result.Outcome);
             }
-        }
-    }
-
-    /// <summary>Reads; what a damaged working set does not have comes from the memory file.</summary>
-    private nuint Read(IMemoryReader reader, long offset, ref ulong length)
-    {
-        ulong wanted = length;
-        try
-        {
-            return reader.Read(offset, ref length);
-        }
-        catch (PageServerException e) when (e.WorkingSetDamaged)
-        {
-            Interlocked.CompareExchange(ref _warning, e.Message, null);
-            length = wanted;
-            return reader.Read(offset, ref length);
         }
     }
 
@@ -481,30 +500,13 @@ internal sealed class GuestMemory : IDisposable
     }
 
     /// <summary>A region and its pages.</summary>
-    private sealed class RegionState
+    private sealed class RegionState(GuestRegion region, PageStates pages)
     {
-        public RegionState(GuestRegion region, IEnumerable<FileExtent> extents)
-        {
-            Region = region;
-            PageSize = region.PageSize;
-            Pages = new PageStates((long)(region.Size / region.PageSize));
-            Pages.MarkZero(0, Pages.Pages);
-            foreach (var extent in extents)
-            {
-                ulong from = Math.Max((ulong)extent.Offset, region.Offset), to = Math.Min((ulong)extent.End, region.Offset + region.Size);
-                if (from < to)
-                {
-                    long first = (long)((from - region.Offset) / PageSize), behind = (long)((to - region.Offset + PageSize - 1) / PageSize);
-                    Pages.MarkMissing(first, behind - first);
-                }
-            }
-        }
+        public GuestRegion Region { get; } = region;
 
-        public GuestRegion Region { get; }
+        public ulong PageSize { get; } = region.PageSize;
 
-        public ulong PageSize { get; }
-
-        public PageStates Pages { get; }
+        public PageStates Pages { get; } = pages;
 
         public long PageOf(ulong address) => (long)((address - Region.BaseHostVirtAddr) / PageSize);
 

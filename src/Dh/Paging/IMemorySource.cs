@@ -37,3 +37,27 @@ public interface IMemoryReader : IDisposable
     /// <exception cref="PageServerException">The contents cannot be read; the message names the file.</exception>
     nuint Read(long offset, ref ulong length);
 }
+
+internal static class MemoryReaders
+{
+    /// <summary>Reads; what a damaged working set does not have comes from the memory file.</summary>
+    /// <param name="reader">The reader.</param>
+    /// <param name="offset">See <see cref="IMemoryReader.Read"/>.</param>
+    /// <param name="length">See <see cref="IMemoryReader.Read"/>.</param>
+    /// <param name="warning">Set to what is wrong with the working set, unless it is set already.</param>
+    /// <exception cref="PageServerException">The memory file cannot be read.</exception>
+    public static nuint ReadUndamaged(this IMemoryReader reader, long offset, ref ulong length, ref string? warning)
+    {
+        ulong wanted = length;
+        try
+        {
+            return reader.Read(offset, ref length);
+        }
+        catch (PageServerException e) when (e.WorkingSetDamaged)
+        {
+            Interlocked.CompareExchange(ref warning, e.Message, null);
+            length = wanted;
+            return reader.Read(offset, ref length);
+        }
+    }
+}

@@ -21,6 +21,7 @@ public sealed class PageServer : IAsyncDisposable
 {
     private readonly Socket? _listener;
     private readonly string? _socketPath;
+    private readonly int? _peerProcessId;
     private readonly IMemorySource _source;
     private readonly PageServerOptions _options;
     private readonly WakeEvent _stop = new();
@@ -29,6 +30,7 @@ public sealed class PageServer : IAsyncDisposable
     private readonly TaskCompletionSource _closed = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly long _startedAt = Stopwatch.GetTimestamp();
     private Thread? _readAhead;
+    private BackingFill? _fill;
     private SafeSocketHandle? _connection;
     private Socket? _accepted;
     private PidFd? _peer;
@@ -39,8 +41,10 @@ public sealed class PageServer : IAsyncDisposable
     private long _plannedBytes;
     private int _disposed;
 
-    private PageServer(SafeSocketHandle? connection, Socket? accepted, Socket? listener, string? socketPath, IMemorySource source, PageServerOptions options)
+    private PageServer(
+        SafeSocketHandle? connection, Socket? accepted, Socket? listener, string? socketPath, IMemorySource source, PageServerOptions options, int? peerProcessId = null)
     {
+        _peerProcessId = peerProcessId;
         _connection = connection;
         _accepted = accepted;
         _listener = listener;
@@ -114,6 +118,20 @@ public sealed class PageServer : IAsyncDisposable
             throw;
         }
     }
+
+    /// <summary>Waits for one VMM on a socket that listens already. Its peer must be this process, whatever its user; others are turned away.</summary>
+    /// <param name="listener">The listening socket; the server owns it from now on.</param>
+    /// <param name="peerProcessId">The VMM, which is not reaped as long as this server may wait.</param>
+    /// <param name="source">Contents of guest memory; the server owns it from now on.</param>
+    /// <param name="options">How.</param>
+    internal static PageServer StartListening(Socket listener, int peerProcessId, IMemorySource source, PageServerOptions options)
+    {
+        ThrowUnlessLinux();
+        return new PageServer(null, null, listener, null, source, options, peerProcessId);
+    }
+
+    /// <summary>Whether the VMM's regions and its userfaultfd have come.</summary>
+    internal bool HandshakeReceived => _handshakeDone;
 
     /// <summary>Makes the socket that VMMs connect to, with mode 0600.</summary>
     /// <param name="socketPath">Where; at most 107 bytes; nothing may exist there.</param>
@@ -223,7 +241,8 @@ public sealed class PageServer : IAsyncDisposable
     private PageServerEnd Serve()
     {
         using var workers = new CopyWorkers(_source, _options.Policy == PopulationPolicy.Lazy ? 1 : _options.Workers, inBackground: false);
-        BeginReadAhead();
+        BeginBeforeHandshake();
+        var foreseen = new ForeseenLayout(_source, PlacedExtents);
         _connection ??= Accept();
         var (regions, uffd) = HandshakeReceiver.Receive(_connection, _stop, _options.HandshakeTimeLimit);
         long handshakeAt = Stopwatch.GetTimestamp();
@@ -231,7 +250,16 @@ public sealed class PageServer : IAsyncDisposable
         try
         {
             GuestRegion.Validate(regions, _source.Length);
-            _memory = new GuestMemory(uffd, regions, _source);
+            if (_options.Backing is not null && regions.Any(region => region.PageSize != GuestRegion.NormalPageSize))
+            {
+                throw new PageServerException($"The handshake names a region of huge pages: guest memory that the page server has made has pages of {GuestRegion.NormalPageSize} bytes.");
+            }
+
+            _memory = new GuestMemory(uffd, regions, _source, foreseen, isShared: _options.Backing is not null);
+            if (_fill is not null)
+            {
+                _memory.MarkInPlace(_fill.Stop());
+            }
         }
         finally
         {
@@ -242,7 +270,7 @@ public sealed class PageServer : IAsyncDisposable
         }
 
         _loop = new FaultLoop(_memory, _source, _connection, _stop, _options);
-        string? warning = Populate(_memory, _loop, workers);
+        string? warning = Populate(_memory, _loop, workers, foreseen.Fits(regions) ? foreseen.PiecesAt(regions) : PopulationPlan.Of(regions, PlacedExtents));
         if (_options.Policy == PopulationPolicy.Eager && !_loop.Release())
         {
             throw VmmWentAway();
@@ -265,14 +293,8 @@ public sealed class PageServer : IAsyncDisposable
 
     /// <summary>Places what the policy asks for; meanwhile faults are answered and events are read.</summary>
     /// <returns>Why the working set could not be used; null when all is well.</returns>
-    private string? Populate(GuestMemory memory, FaultLoop loop, CopyWorkers workers)
+    private string? Populate(GuestMemory memory, FaultLoop loop, CopyWorkers workers, List<CopyPiece> pieces)
     {
-        var pieces = _options.Policy switch
-        {
-            PopulationPolicy.Eager => PopulationPlan.Of(memory.Regions, _source.DataExtents),
-            PopulationPolicy.Prefetch => PopulationPlan.Of(memory.Regions, _source.PrefetchExtents),
-            _ => [],
-        };
         Interlocked.Exchange(ref _plannedBytes, pieces.Sum(piece => (long)piece.Length));
         workers.Begin(memory, pieces);
         var end = loop.Run(workers, () => workers.CopySome(loop.Reader));
@@ -286,7 +308,7 @@ public sealed class PageServer : IAsyncDisposable
             throw VmmWentAway();
         }
 
-        return workers.Failure is { } failure ? throw failure : memory.Warning;
+        return workers.Failure is { } failure ? throw failure : _fill?.Warning ?? memory.Warning;
     }
 
     private PageServerEnd ServeOnDemand(GuestMemory memory, FaultLoop loop)
@@ -339,24 +361,34 @@ public sealed class PageServer : IAsyncDisposable
 
     private SafeSocketHandle Accept()
     {
-        _accepted ??= AcceptOne();
-        var peer = UnixSockets.GetPeerCredentials(_accepted.SafeHandle);
-        if (peer.Uid != 0 && peer.Uid != UnixSockets.CurrentUserId)
+        long deadline = Environment.TickCount64 + (long)_options.HandshakeTimeLimit.TotalMilliseconds;
+        while (true)
         {
-            throw new PageServerException($"A peer is refused: process {peer.Pid} belongs to user {peer.Uid}, not to {UnixSockets.CurrentUserId}.");
-        }
+            _accepted ??= AcceptOne(TimeSpan.FromMilliseconds(Math.Max(0, deadline - Environment.TickCount64)));
+            var peer = UnixSockets.GetPeerCredentials(_accepted.SafeHandle);
+            if (_peerProcessId is null && peer.Uid != 0 && peer.Uid != UnixSockets.CurrentUserId)
+            {
+                throw new PageServerException($"A peer is refused: process {peer.Pid} belongs to user {peer.Uid}, not to {UnixSockets.CurrentUserId}.");
+            }
 
-        _peer = UnixSockets.OpenPeer(_accepted.SafeHandle);
-        return _accepted.SafeHandle;
+            if (_peerProcessId is null || peer.Pid == _peerProcessId)
+            {
+                _peer = UnixSockets.OpenPeer(_accepted.SafeHandle);
+                return _accepted.SafeHandle;
+            }
+
+            _accepted.Dispose();
+            _accepted = null;
+        }
     }
 
-    private Socket AcceptOne()
+    private Socket AcceptOne(TimeSpan timeLimit)
     {
-        int ready = Poll.WaitAny(_options.HandshakeTimeLimit, _listener!.SafeHandle, _stop.Handle);
+        int ready = Poll.WaitAny(timeLimit, _listener!.SafeHandle, _stop.Handle);
         if ((ready & 1) == 0)
         {
             throw new PageServerException(ready == 0
-                ? $"No VMM connected to {_socketPath} within {_options.HandshakeTimeLimit.TotalSeconds:0.#} s."
+                ? $"No VMM connected{(_socketPath is null ? "" : $" to {_socketPath}")} within {_options.HandshakeTimeLimit.TotalSeconds:0.#} s."
                 : "The page server was stopped before a VMM connected.");
         }
 
@@ -364,28 +396,46 @@ public sealed class PageServer : IAsyncDisposable
     }
 
     /// <summary>
-    /// While the VMM starts, a core is idle: brings near what the population needs, so that the copies find it mapped. Begun after the other
-    /// threads: a thread that starts, and one that maps, want the same lock.
+    /// While the VMM starts, a core is idle: puts in place what the policy asks for, where there is memory to put it, or else brings it near,
+    /// so that the copies find it mapped. Begun after the other threads: a thread that starts, and one that maps, want the same lock.
     /// </summary>
-    private void BeginReadAhead()
+    private void BeginBeforeHandshake()
     {
-        if (_options.Policy != PopulationPolicy.Lazy && !(_connection is { } connection && Poll.Wait(connection, TimeSpan.Zero)))
+        if (_options.Policy == PopulationPolicy.Lazy || (_connection is { } connection && Poll.Wait(connection, TimeSpan.Zero)))
         {
-            _readAhead = new Thread(() => _source.ReadAhead(() => _handshakeDone || _stopping)) { IsBackground = true, Name = "dh page read-ahead" };
-            _readAhead.Start();
+            return;
         }
+
+        if (_options.Backing is { } backing)
+        {
+            _fill = new BackingFill(_source, PlacedExtents, backing);
+            return;
+        }
+
+        _readAhead = new Thread(() => _source.ReadAhead(() => _handshakeDone || _stopping)) { IsBackground = true, Name = "dh page read-ahead" };
+        _readAhead.Start();
     }
+
+    /// <summary>What the policy places before the machine resumes.</summary>
+    private IReadOnlyList<FileExtent> PlacedExtents => _options.Policy switch
+    {
+        PopulationPolicy.Eager => _source.DataExtents,
+        PopulationPolicy.Prefetch => _source.PrefetchExtents,
+        _ => [],
+    };
 
     private void Close()
     {
         _stopping = true;
         _readAhead?.Join();
+        _ = _fill?.Stop();
         _loop?.Dispose();
         _memory?.Dispose();
         _connection?.Dispose();
         _accepted?.Dispose();
         _peer?.Dispose();
         _listener?.Dispose();
+        _options.Backing?.Dispose();
         DeleteSocket();
         _source.Dispose();
     }

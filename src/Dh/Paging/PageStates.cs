@@ -44,6 +44,26 @@ internal sealed class PageStates(long pages)
         }
     }
 
+    /// <summary>The pages of a region of which none is in place yet.</summary>
+    /// <param name="region">The region.</param>
+    /// <param name="source">Its contents. Holes of it may be placed, too: what a guest takes for something new comes as zeros before it asks.</param>
+    public static PageStates Of(GuestRegion region, IMemorySource source)
+    {
+        var pages = new PageStates((long)(region.Size / region.PageSize));
+        pages.MarkZero(0, pages.Pages);
+        foreach (var extent in source.DataExtents.Concat(source.PrefetchExtents))
+        {
+            ulong from = Math.Max((ulong)extent.Offset, region.Offset), to = Math.Min((ulong)extent.End, region.Offset + region.Size);
+            if (from < to)
+            {
+                long first = (long)((from - region.Offset) / region.PageSize), behind = (long)((to - region.Offset + region.PageSize - 1) / region.PageSize);
+                pages.MarkMissing(first, behind - first);
+            }
+        }
+
+        return pages;
+    }
+
     /// <summary>Notes pages that read as zeros from now on and are not there.</summary>
     public void MarkZero(long first, long count)
     {

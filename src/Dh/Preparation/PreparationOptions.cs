@@ -1,4 +1,5 @@
 using Dh.Images;
+using Dh.Vmm;
 
 namespace Dh.Preparation;
 
@@ -13,6 +14,19 @@ public enum AcceleratorChoice
 
     /// <summary>TCG.</summary>
     Tcg,
+}
+
+/// <summary>Which VMM a snapshot is prepared with.</summary>
+public enum VmmChoice
+{
+    /// <summary>Firecracker where it is there and KVM works, else QEMU.</summary>
+    Auto,
+
+    /// <summary>Firecracker, or an error.</summary>
+    Firecracker,
+
+    /// <summary>QEMU.</summary>
+    Qemu,
 }
 
 /// <summary>What to prepare, and how; what is not set has the default that is documented here.</summary>
@@ -54,6 +68,12 @@ public sealed class PreparationOptions
 
     /// <summary>A Debian mirror to use instead of this host's.</summary>
     public string? Mirror { get; init; }
+
+    /// <summary>The VMM. Default: the best that works here.</summary>
+    public VmmChoice Vmm { get; init; }
+
+    /// <summary>Which programs machines are run with. Default: what the environment says.</summary>
+    public VmmPrograms Programs { get; init; } = VmmPrograms.Default;
 
     /// <summary>How guest code is executed. Default: KVM where it works.</summary>
     public AcceleratorChoice Accelerator { get; init; }

@@ -10,7 +10,6 @@ using Dh.Paging;
 using Dh.Sandboxes;
 using Dh.Snapshots;
 using Dh.Vmm;
-using Dh.Vmm.Qemu;
 
 namespace Dh.Preparation;
 
@@ -59,15 +58,16 @@ public static class SnapshotPreparation
 
         try
         {
-            var qemu = await QemuBinary.FindAsync(cancellationToken).ConfigureAwait(false);
+            var wanted = VmmSelection.Wanted(await VmmCandidate.FindAllAsync(options.Programs, options.Home, cancellationToken).ConfigureAwait(false), options);
             var store = new SnapshotStore(options.Home);
             using var preparing = await store.LockPreparationAsync(
                 () => Report("waiting", "another preparation is under way"), cancellationToken).ConfigureAwait(false);
             store.RemoveDeadDrafts();
-            var image = await BuildImageAsync(options, progress, cancellationToken).ConfigureAwait(false);
-            var machine = await DescribeMachineAsync(options, image, Report, cancellationToken).ConfigureAwait(false);
+            var builder = Builder(options);
+            var image = await builder.BuildAsync(options.Template, progress is null ? null : new ImageSteps(progress), cancellationToken).ConfigureAwait(false);
+            var (driver, machine) = await ChooseMachineAsync(options, wanted, builder, image, Report, cancellationToken).ConfigureAwait(false);
             if (!options.Force && store.FindNewest(options.Template.Name) is { } existing && existing.IsCompressed == options.Compress
-                && await FitsAsync(existing, image, machine, options, cancellationToken).ConfigureAwait(false))
+                && await FitsAsync(existing, image, driver, machine, options, cancellationToken).ConfigureAwait(false))
             {
                 Report("up to date", existing.Directory);
                 return existing;
@@ -77,7 +77,7 @@ public static class SnapshotPreparation
             string draft = store.CreateDraft(id);
             try
             {
-                var manifest = await MakeAsync(options, qemu, image, machine, id, draft, Report, cancellationToken).ConfigureAwait(false);
+                var manifest = await MakeAsync(options, driver, image, machine, id, draft, Report, cancellationToken).ConfigureAwait(false);
                 await VerifyAsync(draft, options, Report, cancellationToken).ConfigureAwait(false);
                 await RecordAsync(draft, options, progress, cancellationToken).ConfigureAwait(false);
                 if (options.Compress)
@@ -107,73 +107,65 @@ public static class SnapshotPreparation
         void Report(string step, string? detail) => progress?.Report(new PreparationProgress(step, detail, null));
     }
 
-    private static async Task<Image> BuildImageAsync(PreparationOptions options, IProgress<PreparationProgress>? progress, CancellationToken cancellationToken)
+    private static ImageBuilder Builder(PreparationOptions options) => new(new ImageBuildOptions
     {
-        var builder = new ImageBuilder(new ImageBuildOptions
-        {
-            ImagesDirectory = DhHome.EnsurePrivate(options.Home.ImagesDirectory),
-            GuestDirectory = options.Installation.GuestDirectory,
-            Wheelhouse = options.Wheelhouse,
-            ExtraRequirements = options.PipPackages,
-            Mirror = options.Mirror,
-        });
-        return await builder.BuildAsync(options.Template, progress is null ? null : new ImageSteps(progress), cancellationToken).ConfigureAwait(false);
-    }
+        ImagesDirectory = DhHome.EnsurePrivate(options.Home.ImagesDirectory),
+        GuestDirectory = options.Installation.GuestDirectory,
+        Wheelhouse = options.Wheelhouse,
+        ExtraRequirements = options.PipPackages,
+        Mirror = options.Mirror,
+    });
 
-    private static async Task<MachineDescription> DescribeMachineAsync(
-        PreparationOptions options, Image image, Action<string, string?> report, CancellationToken cancellationToken)
+    private static async Task<(IVmmDriver Driver, MachineDescription Machine)> ChooseMachineAsync(
+        PreparationOptions options, IReadOnlyList<VmmCandidate> wanted, ImageBuilder builder, Image image, Action<string, string?> report, CancellationToken cancellationToken)
     {
         string cache = DhHome.EnsurePrivate(options.Home.CacheDirectory);
-        var accelerator = Accelerator.Tcg;
-        if (options.Accelerator != AcceleratorChoice.Tcg)
-        {
-            var verdict = await KvmProbe.ProbeAsync(image.KernelPath, image.InitrdPath, cache, options.Installation, cancellationToken).ConfigureAwait(false);
-            report("accelerator", verdict.Works ? "KVM works here" : $"TCG, because KVM does not work here: {verdict.Reason}");
-            accelerator = verdict.Works ? Accelerator.Kvm : Accelerator.Tcg;
-            if (!verdict.Works && options.Accelerator == AcceleratorChoice.Kvm)
-            {
-                throw new DhException(DhErrorReason.Host, $"KVM was asked for and does not work here: {verdict.Reason}. Use --accel tcg; `dh doctor` says more.");
-            }
-        }
-
-        return new MachineDescription
+        async Task<string> KernelOf(IVmmDriver driver) => driver.BootsElfKernel ? await builder.UnpackKernelAsync(image, cancellationToken).ConfigureAwait(false) : image.KernelPath;
+        var (driver, accelerator) = await VmmSelection.TakeAsync(
+            wanted,
+            options,
+            async candidate => await KvmProbe.ProbeAsync(
+                candidate, await KernelOf(candidate).ConfigureAwait(false), image.InitrdPath, cache, options.Installation, cancellationToken).ConfigureAwait(false),
+            report).ConfigureAwait(false);
+        return (driver, driver.Complete(new MachineDescription
         {
             Accelerator = accelerator,
             MemoryMib = options.MemoryMib ?? options.Template.MemoryMib,
             Cpus = options.Cpus,
             Balloon = options.Balloon,
-            KernelPath = image.KernelPath,
+            KernelPath = await KernelOf(driver).ConfigureAwait(false),
             InitrdPath = image.InitrdPath,
             RootDiskPath = image.RootDiskPath,
             TscKhz = await TscFrequency.GetKhzAsync(options.Installation, cache, cancellationToken).ConfigureAwait(false),
-        };
+        }));
     }
 
     /// <summary>Whether a snapshot is what would be made, and can be restored here.</summary>
-    private static async Task<bool> FitsAsync(Snapshot snapshot, Image image, MachineDescription machine, PreparationOptions options, CancellationToken cancellationToken)
+    private static async Task<bool> FitsAsync(
+        Snapshot snapshot, Image image, IVmmDriver driver, MachineDescription machine, PreparationOptions options, CancellationToken cancellationToken)
     {
         var manifest = snapshot.Manifest;
-        return manifest.ImageHash == image.Hash
+        return manifest.Vmm == driver.Name && manifest.ImageHash == image.Hash
             && manifest.MemoryMib == machine.MemoryMib && manifest.Cpus == machine.Cpus && manifest.Balloon == machine.Balloon && manifest.Accelerator == machine.Accelerator
-            && (await RestoreHost.OfAsync(snapshot, options.Home, options.Installation, cancellationToken).ConfigureAwait(false)).Refuses(manifest) is null;
+            && (await RestoreHost.OfAsync(snapshot, driver, options.Home, options.Installation, cancellationToken).ConfigureAwait(false)).Refuses(manifest) is null;
     }
 
     private static async Task<SnapshotManifest> MakeAsync(
-        PreparationOptions options, QemuBinary qemu, Image image, MachineDescription machine, string id, string draft, Action<string, string?> report, CancellationToken cancellationToken)
+        PreparationOptions options, IVmmDriver driver, Image image, MachineDescription source, string id, string draft, Action<string, string?> report, CancellationToken cancellationToken)
     {
         report("copying", "kernel, initrd, root disk");
-        machine = machine with
+        var machine = source with
         {
             KernelPath = Path.Combine(draft, Snapshot.KernelName),
             InitrdPath = Path.Combine(draft, Snapshot.InitrdName),
             RootDiskPath = Path.Combine(draft, Snapshot.RootDiskName),
         };
-        File.Copy(image.KernelPath, machine.KernelPath);
-        File.Copy(image.InitrdPath, machine.InitrdPath);
-        File.Copy(image.RootDiskPath, machine.RootDiskPath);
+        File.Copy(source.KernelPath, machine.KernelPath);
+        File.Copy(source.InitrdPath, machine.InitrdPath);
+        File.Copy(source.RootDiskPath, machine.RootDiskPath);
 
         string memory = Path.Combine(draft, Snapshot.MemoryName), state = Path.Combine(draft, Snapshot.StateName);
-        double bootSeconds = await BootAndSaveAsync(options, machine, memory, state, report, cancellationToken).ConfigureAwait(false);
+        double bootSeconds = await BootAndSaveAsync(options, driver, machine, memory, state, report, cancellationToken).ConfigureAwait(false);
         report("punching holes", null);
         long dataBytes = ZeroPages.Punch(memory, cancellationToken);
 
@@ -195,7 +187,8 @@ public static class SnapshotPreparation
             Files.Sync(path);
             if (!OperatingSystem.IsWindows())
             {
-                File.SetUnixFileMode(path, UnixFileMode.UserRead);
+                // Whoever runs a jailed VMM reads it there; nobody else comes into the store's directory.
+                File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead);
             }
         }
 
@@ -206,9 +199,10 @@ public static class SnapshotPreparation
             Template = options.Template.Name,
             ImageHash = image.Hash,
             Version = image.Version,
-            Vmm = "qemu",
-            VmmVersion = qemu.Version.ToString(),
-            MachineHash = QemuCommandLine.MachineHash(machine),
+            Vmm = driver.Name,
+            VmmVersion = driver.Version.ToString(),
+            SnapshotVersion = driver.SnapshotVersion?.ToString(),
+            MachineHash = driver.MachineHash(machine),
             Accelerator = machine.Accelerator,
             MemoryMib = machine.MemoryMib,
             Cpus = machine.Cpus,
@@ -229,7 +223,7 @@ public static class SnapshotPreparation
     }
 
     private static async Task<double> BootAndSaveAsync(
-        PreparationOptions options, MachineDescription machine, string memory, string state, Action<string, string?> report, CancellationToken cancellationToken)
+        PreparationOptions options, IVmmDriver driver, MachineDescription machine, string memory, string state, Action<string, string?> report, CancellationToken cancellationToken)
     {
         for (int attempt = 1; ; attempt++)
         {
@@ -237,9 +231,9 @@ public static class SnapshotPreparation
             try
             {
                 StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
-                await using var vmm = await QemuVmm.BootAsync(
+                await using var vmm = await driver.BootAsync(
                     machine,
-                    new MemoryBackend.SharedFile(memory),
+                    memory,
                     new VmmStartOptions
                     {
                         RunDirectory = Path.Combine(options.Home.RunDirectory, Guid.NewGuid().ToString("N")),
@@ -247,11 +241,12 @@ public static class SnapshotPreparation
                         StepTimeLimit = StepTimeLimit,
                     },
                     cancellationToken).ConfigureAwait(false);
-                using var session = new GuestSession(vmm.GuestChannel);
                 try
                 {
+                    var timeLimit = options.Template.Engine == "deephaven" ? JvmBootTimeLimit : BootTimeLimit;
                     await vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
-                    await session.WaitReadyAsync(options.Template.Engine == "deephaven" ? JvmBootTimeLimit : BootTimeLimit, cancellationToken).ConfigureAwait(false);
+                    using var session = new GuestSession(await vmm.ConnectGuestAsync(timeLimit, cancellationToken).ConfigureAwait(false));
+                    await session.WaitReadyAsync(timeLimit, cancellationToken).ConfigureAwait(false);
                 }
                 catch (DhException e) when (e.Reason == DhErrorReason.Guest)
                 {
@@ -261,7 +256,7 @@ public static class SnapshotPreparation
                 double bootSeconds = Stopwatch.GetElapsedTime(vmm.StartedAt).TotalSeconds;
                 report("saving", null);
                 await vmm.PauseAsync(cancellationToken).ConfigureAwait(false);
-                await vmm.SaveStateAsync(state, cancellationToken).ConfigureAwait(false);
+                await vmm.SaveAsync(state, cancellationToken).ConfigureAwait(false);
                 return bootSeconds;
             }
             catch (DhException e) when (e.Reason == DhErrorReason.Vmm && new DriveInfo(memory).AvailableFreeSpace < FullDiskBytes)
@@ -294,7 +289,7 @@ public static class SnapshotPreparation
         await WorkingSetRecording.RecordAsync(
             Snapshot.Open(draft),
             [.. Enumerable.Repeat(new ExecutionRequest { Source = options.Template.RecordCode, Timeout = RecordTimeLimit }, RecordedRuns)],
-            new SandboxOptions { Home = options.Home, Installation = options.Installation },
+            new SandboxOptions { Home = options.Home, Installation = options.Installation, Programs = options.Programs },
             progress,
             cancellationToken).ConfigureAwait(false);
     }
@@ -313,7 +308,7 @@ public static class SnapshotPreparation
         }
     }
 
-    private static async Task<DhException> ExplainAsync(QemuVmm vmm, DhException e)
+    private static async Task<DhException> ExplainAsync(IVmm vmm, DhException e)
     {
         await Task.WhenAny(vmm.Exited, Task.Delay(TimeSpan.FromSeconds(1))).ConfigureAwait(false);
         string end = vmm.Exited.IsCompletedSuccessfully ? $" ({await vmm.Exited.ConfigureAwait(false)})" : "";
@@ -328,7 +323,7 @@ public static class SnapshotPreparation
         foreach (var policy in (MemoryPolicy[])(snapshot.IsCompressed ? [MemoryPolicy.Eager] : [MemoryPolicy.Eager, MemoryPolicy.File]))
         {
             report("verifying", $"restore with memory policy {policy.ToString().ToLowerInvariant()}");
-            var sandboxOptions = new SandboxOptions { MemoryPolicy = policy == MemoryPolicy.Eager ? null : policy, Home = options.Home, Installation = options.Installation };
+            var sandboxOptions = new SandboxOptions { MemoryPolicy = policy == MemoryPolicy.Eager ? null : policy, Home = options.Home, Installation = options.Installation, Programs = options.Programs };
             await using var sandbox = await Sandbox.RestoreAsync(snapshot, sandboxOptions, cancellationToken).ConfigureAwait(false);
             if (sandbox.Notice is not null && uffd)
             {

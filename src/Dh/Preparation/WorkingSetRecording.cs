@@ -35,7 +35,7 @@ public static class WorkingSetRecording
             touched.Add(await RunAsync(snapshot, runs[i], MemoryPolicy.Lazy, options, (sandbox, result) => [.. sandbox.StopRecording(result).Select(page => page.Offset)], cancellationToken).ConfigureAwait(false));
             if (!snapshot.IsCompressed)
             {
-                written.Add(await RunAsync(snapshot, runs[i], MemoryPolicy.File, options, (sandbox, _) => WrittenPages.Of(sandbox.VmmProcessId, FileOf(snapshot)), cancellationToken).ConfigureAwait(false));
+                written.Add(await RunAsync(snapshot, runs[i], MemoryPolicy.File, options, (sandbox, _) => WrittenPages.Of(sandbox.VmmProcessId, snapshot.MemoryPath), cancellationToken).ConfigureAwait(false));
             }
         }
 
@@ -44,9 +44,6 @@ public static class WorkingSetRecording
         progress?.Report(new PreparationProgress("recorded", $"{set.TouchedBytes >> 10} KiB in {set.Touched.Count} runs, of them {set.Written.Sum(run => run.Length) >> 10} KiB written", 1));
         return set;
     }
-
-    // The directory's own name tells one snapshot's memory file from all others in /proc/PID/maps, whatever links led there.
-    private static string FileOf(Snapshot snapshot) => Path.Combine(Path.GetFileName(snapshot.Directory), Snapshot.MemoryName);
 
     private static void Write(Snapshot snapshot, WorkingSet set)
     {
@@ -72,6 +69,7 @@ public static class WorkingSetRecording
             Record = policy == MemoryPolicy.Lazy,
             Home = options.Home,
             Installation = options.Installation,
+            Programs = options.Programs,
             RestoreTimeLimit = options.RestoreTimeLimit,
         };
         var output = new CapturedText();

@@ -45,5 +45,9 @@ public static class Isolation
 
     /// <summary>What a machine runs in with this build, whose launcher builds no complete cage.</summary>
     /// <param name="accelerator">How its code is executed.</param>
-    public static IsolationClass Of(Accelerator accelerator) => accelerator == Accelerator.Kvm ? IsolationClass.Hardware : IsolationClass.Emulated;
+    /// <param name="jailed">Whether its VMM is Firecracker under its jailer.</param>
+    public static IsolationClass Of(Accelerator accelerator, bool jailed = false) =>
+        accelerator != Accelerator.Kvm ? IsolationClass.Emulated
+        : jailed ? IsolationClass.HardwareJail
+        : IsolationClass.Hardware;
 }

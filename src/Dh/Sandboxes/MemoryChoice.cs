@@ -1,23 +1,21 @@
-using System.Net.Sockets;
 using Dh.Linux;
 using Dh.Paging;
 using Dh.Snapshots;
 using Dh.Vmm;
-using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Sandboxes;
 
 /// <summary>Where the memory of one sandbox comes from: what was asked for, as far as the snapshot and this host allow it.</summary>
 /// <param name="Backend">What the VMM gets; the driver closes its descriptors.</param>
-/// <param name="Connection">The page server's end of the handshake socket; null without a page server.</param>
 /// <param name="Notice">A line for the user: what is not as one would expect.</param>
-internal sealed record MemoryChoice(MemoryBackend Backend, SafeSocketHandle? Connection, string? Notice)
+internal sealed record MemoryChoice(MemoryBackend Backend, string? Notice)
 {
     /// <summary>Chooses the memory backend: Uffd, or File when that was asked for, or when nothing was and this host grants no userfaultfd.</summary>
     /// <param name="snapshot">What is restored.</param>
+    /// <param name="driver">What restores it.</param>
     /// <param name="wish">What was asked for; null for the best.</param>
     /// <exception cref="DhException">This host cannot do what was asked for.</exception>
-    public static MemoryChoice Of(Snapshot snapshot, MemoryPolicy? wish)
+    public static MemoryChoice Of(Snapshot snapshot, IVmmDriver driver, MemoryPolicy? wish)
     {
         if (wish == MemoryPolicy.File)
         {
@@ -28,32 +26,19 @@ internal sealed record MemoryChoice(MemoryBackend Backend, SafeSocketHandle? Con
                     $"Memory policy file cannot map the compressed memory of snapshot {snapshot.Directory}: it comes back through a userfaultfd only. Use --memory-policy eager, prefetch or lazy, or run `dh vm prepare --force` without --compress.");
         }
 
-        SafeFileHandle device;
+        if (driver.UffdRefusal is { } vmmRefusal)
+        {
+            return Without(snapshot, wish, vmmRefusal, "Use a newer one", null);
+        }
+
         try
         {
-            device = Userfaultfd.OpenDevice();
-        }
-        catch (LinuxException e) when (snapshot.IsCompressed)
-        {
-            throw new DhException(
-                DhErrorReason.Host,
-                $"The compressed memory of snapshot {snapshot.Directory} needs a userfaultfd: {e.Message}. Give this user access to {Userfaultfd.DevicePath}, or run `dh vm prepare --force` without --compress.",
-                e);
-        }
-        catch (LinuxException e) when (wish is null)
-        {
-            return File(snapshot, $"no userfaultfd here ({e.Message}): the VMM maps the memory file instead");
+            return new MemoryChoice(new MemoryBackend.Uffd(Userfaultfd.OpenDevice(), IsFilledAhead: wish != MemoryPolicy.Lazy), null);
         }
         catch (LinuxException e)
         {
-            throw new DhException(
-                DhErrorReason.Host,
-                $"Memory policy {wish.ToString()!.ToLowerInvariant()} needs a userfaultfd: {e.Message}. Give this user access to {Userfaultfd.DevicePath}, or use --memory-policy file.",
-                e);
+            return Without(snapshot, wish, e.Message, $"Give this user access to {Userfaultfd.DevicePath}", e);
         }
-
-        var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
-        return new MemoryChoice(new MemoryBackend.Uffd(theirs, device), ours, null);
     }
 
     /// <summary>Opens what the page server reads, and settles its policy: prefetch where there is a working set that can be used, else eager.</summary>
@@ -83,6 +68,14 @@ internal sealed record MemoryChoice(MemoryBackend Backend, SafeSocketHandle? Con
         }
     }
 
+    /// <summary>Does without a page server, unless one was asked for or nothing else can read the memory.</summary>
+    private static MemoryChoice Without(Snapshot snapshot, MemoryPolicy? wish, string why, string advice, Exception? inner) =>
+        snapshot.IsCompressed ? throw new DhException(
+            DhErrorReason.Host, $"The compressed memory of snapshot {snapshot.Directory} needs a userfaultfd: {why}. {advice}, or run `dh vm prepare --force` without --compress.", inner)
+        : wish is not null ? throw new DhException(
+            DhErrorReason.Host, $"Memory policy {wish.ToString()!.ToLowerInvariant()} needs a userfaultfd: {why}. {advice}, or use --memory-policy file.", inner)
+        : File(snapshot, $"no userfaultfd here ({why}): the VMM maps the memory file instead");
+
     private static MemoryChoice File(Snapshot snapshot, string? notice)
     {
         IReadOnlyList<FileExtent> written = [];
@@ -98,6 +91,6 @@ internal sealed record MemoryChoice(MemoryBackend Backend, SafeSocketHandle? Con
             notice = notice is null ? e.Message : $"{notice}. {e.Message}";
         }
 
-        return new MemoryChoice(new MemoryBackend.File(snapshot.MemoryPath, written), null, notice);
+        return new MemoryChoice(new MemoryBackend.File(snapshot.MemoryPath, written), notice);
     }
 }

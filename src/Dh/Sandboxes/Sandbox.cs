@@ -1,11 +1,9 @@
 using System.Diagnostics;
-using System.Net.Sockets;
 using Dh.Guest;
 using Dh.Linux;
 using Dh.Paging;
 using Dh.Snapshots;
 using Dh.Vmm;
-using Dh.Vmm.Qemu;
 
 namespace Dh.Sandboxes;
 
@@ -21,19 +19,22 @@ namespace Dh.Sandboxes;
 /// </summary>
 public sealed class Sandbox : IAsyncDisposable
 {
+    // How long the page server and the launcher take at most to see that a machine has ended.
+    private static readonly TimeSpan EndTimeLimit = TimeSpan.FromSeconds(1);
+
     private readonly FileLock _lease;
     private readonly IVmm _vmm;
     private readonly PageServer? _pageServer;
-    private readonly GuestSession _session;
+    private GuestSession? _session;
 
-    private Sandbox(Snapshot snapshot, FileLock lease, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, string? notice)
+    private Sandbox(Snapshot snapshot, FileLock lease, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, IsolationClass isolation, string? notice)
     {
         Snapshot = snapshot;
         _lease = lease;
         _vmm = vmm;
         _pageServer = pageServer;
-        _session = new GuestSession(vmm.GuestChannel);
         MemoryPolicy = policy;
+        Isolation = isolation;
         Notice = notice;
     }
 
@@ -50,7 +51,7 @@ public sealed class Sandbox : IAsyncDisposable
     public string? Notice { get; private set; }
 
     /// <summary>What stands between the guest and this host.</summary>
-    public IsolationClass Isolation => Sandboxes.Isolation.Of(Snapshot.Manifest.Accelerator);
+    public IsolationClass Isolation { get; }
 
     /// <summary>From the call of <see cref="RestoreAsync"/> until the guest had answered.</summary>
     public TimeSpan RestoreTime { get; private set; }
@@ -71,37 +72,40 @@ public sealed class Sandbox : IAsyncDisposable
         ArgumentNullException.ThrowIfNull(snapshot);
         options ??= new SandboxOptions();
         long start = Stopwatch.GetTimestamp();
-        RequireIsolation(snapshot, options);
-        var host = await RestoreHost.OfAsync(snapshot, options.Home, options.Installation, cancellationToken).ConfigureAwait(false);
+        var driver = await VmmCandidate.FindAsync(snapshot.Manifest.Vmm, options.Programs, DhHome.EnsurePrivate(options.Home.CacheDirectory), cancellationToken).ConfigureAwait(false);
+        var isolation = Sandboxes.Isolation.Of(snapshot.Manifest.Accelerator, driver.IsJailed);
+        RequireIsolation(isolation, options);
+        var host = await RestoreHost.OfAsync(snapshot, driver, options.Home, options.Installation, cancellationToken).ConfigureAwait(false);
         host.Require(snapshot);
         var lease = SnapshotStore.Lease(snapshot);
-        QemuVmm? vmm = null;
+        IVmm? vmm = null;
         PageServer? pageServer = null;
         Sandbox? sandbox = null;
-        SafeSocketHandle? connection = null;
         try
         {
-            var memory = MemoryChoice.Of(snapshot, options.MemoryPolicy);
-            (connection, var policy, string? notice) = (memory.Connection, MemoryPolicy.File, memory.Notice);
+            var (memory, notice) = MemoryChoice.Of(snapshot, driver, options.MemoryPolicy);
+            var policy = MemoryPolicy.File;
             StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
-            vmm = await QemuVmm.RestoreAsync(snapshot.Machine, memory.Backend, snapshot.StatePath, VmmOptions(options), cancellationToken).ConfigureAwait(false);
-            if (connection is not null)
+            vmm = await driver.RestoreAsync(snapshot.Machine, memory, snapshot.StatePath, VmmOptions(options), cancellationToken).ConfigureAwait(false);
+            if (memory is MemoryBackend.Uffd)
             {
                 // The VMM takes longer to its handshake than the page server to open its source.
                 (policy, var source, notice) = MemoryChoice.OpenSource(snapshot, options.MemoryPolicy);
-                pageServer = PageServer.Start(connection, source, new PageServerOptions
+                pageServer = vmm.ServeMemory(source, new PageServerOptions
                 {
                     Policy = policy switch { MemoryPolicy.Eager => PopulationPolicy.Eager, MemoryPolicy.Prefetch => PopulationPolicy.Prefetch, _ => PopulationPolicy.Lazy },
                     Fill = options.Fill,
                     Record = options.Record,
-                    HandshakeTimeLimit = options.RestoreTimeLimit,
+                    // The VMM's limit comes first: its message says which step did not end.
+                    HandshakeTimeLimit = TimeSpan.FromTicks(Math.Min((options.RestoreTimeLimit + EndTimeLimit).Ticks, TimeSpan.TicksPerHour)),
                     Failed = _ => vmm.Kill(),
                 });
             }
 
-            sandbox = new Sandbox(snapshot, lease, vmm, pageServer, policy, notice);
+            sandbox = new Sandbox(snapshot, lease, vmm, pageServer, policy, isolation, notice);
             await sandbox.StartAsync(options.RestoreTimeLimit, cancellationToken).ConfigureAwait(false);
             sandbox.RestoreTime = Stopwatch.GetElapsedTime(start);
+            RestoreLog.Append(options.Home, snapshot.Manifest.Id, new PastRestore(DateTimeOffset.UtcNow, policy.ToString().ToLowerInvariant(), sandbox.RestoreTime));
             return sandbox;
         }
         catch
@@ -112,11 +116,6 @@ public sealed class Sandbox : IAsyncDisposable
             }
             else
             {
-                if (pageServer is null)
-                {
-                    connection?.Dispose();
-                }
-
                 await EndAsync(vmm, pageServer, lease).ConfigureAwait(false);
             }
 
@@ -135,7 +134,7 @@ public sealed class Sandbox : IAsyncDisposable
         ArgumentNullException.ThrowIfNull(output);
         try
         {
-            return await _session.ExecuteAsync(request, output, cancellationToken).ConfigureAwait(false);
+            return await _session!.ExecuteAsync(request, output, cancellationToken).ConfigureAwait(false);
         }
         catch (DhException e) when (e.Reason == DhErrorReason.Guest)
         {
@@ -154,7 +153,7 @@ public sealed class Sandbox : IAsyncDisposable
     /// <summary>Asks the guest to give memory back, or to take it again. The snapshot's machine must have a balloon.</summary>
     /// <param name="mib">What the guest is to have.</param>
     /// <param name="cancellationToken">Gives up.</param>
-    internal Task SetBalloonAsync(int mib, CancellationToken cancellationToken) => ((QemuVmm)_vmm).SetBalloonAsync((long)mib << 20, cancellationToken);
+    internal Task SetBalloonAsync(int mib, CancellationToken cancellationToken) => _vmm.SetBalloonAsync(mib, cancellationToken);
 
     /// <summary>Leaves reaping and removal to the launcher when this is disposed: for a program that is about to exit.</summary>
     public void LeaveTeardown() => _vmm.LeaveTeardown();
@@ -162,7 +161,7 @@ public sealed class Sandbox : IAsyncDisposable
     /// <inheritdoc/>
     public async ValueTask DisposeAsync()
     {
-        _session.Dispose();
+        _session?.Dispose();
         await EndAsync(_vmm, _pageServer, _lease).ConfigureAwait(false);
     }
 
@@ -193,9 +192,8 @@ public sealed class Sandbox : IAsyncDisposable
         StepTimeLimit = options.RestoreTimeLimit,
     };
 
-    private static void RequireIsolation(Snapshot snapshot, SandboxOptions options)
+    private static void RequireIsolation(IsolationClass isolation, SandboxOptions options)
     {
-        var isolation = Sandboxes.Isolation.Of(snapshot.Manifest.Accelerator);
         if (options.RequireIsolation is { } required && isolation < required)
         {
             throw new DhException(
@@ -216,8 +214,21 @@ public sealed class Sandbox : IAsyncDisposable
                 await populated.ConfigureAwait(false);
             }
 
-            // Whichever failed, the VMM's own words are the better explanation when it was the first to end.
-            await restored.ConfigureAwait(false);
+            try
+            {
+                await restored.ConfigureAwait(false);
+            }
+            catch (DhException)
+            {
+                // A VMM that was killed for the page server's failure has nothing to say of it.
+                if (await PageServerFailureAsync().ConfigureAwait(false) is { } failure)
+                {
+                    throw failure;
+                }
+
+                throw;
+            }
+
             try
             {
                 Population = await populated.WaitAsync(timeLimit, cancellationToken).ConfigureAwait(false);
@@ -225,6 +236,10 @@ public sealed class Sandbox : IAsyncDisposable
             catch (TimeoutException e)
             {
                 throw new DhException(DhErrorReason.PageServer, $"Guest memory was not populated from {Snapshot.MemoryPath} within {timeLimit.TotalSeconds:0} s: {_pageServer.Progress.PlacedBytes >> 20} MiB are in place.", e);
+            }
+            catch (PageServerException e) when (e.PeerEnded)
+            {
+                throw await ExplainAsync(e, "while its memory was populated").ConfigureAwait(false);
             }
 
             Notice ??= Population.Warning;
@@ -234,6 +249,7 @@ public sealed class Sandbox : IAsyncDisposable
         await _vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
         try
         {
+            _session = new GuestSession(await _vmm.ConnectGuestAsync(timeLimit, cancellationToken).ConfigureAwait(false));
             await _session.GreetAsync(timeLimit, cancellationToken).ConfigureAwait(false);
         }
         catch (DhException e) when (e.Reason == DhErrorReason.Guest)
@@ -244,11 +260,22 @@ public sealed class Sandbox : IAsyncDisposable
 
     private static bool IsPeerEnded(AggregateException? exception) => exception?.InnerException is PageServerException { PeerEnded: true };
 
+    /// <summary>What the page server has failed with, and killed the VMM for; null when it did not.</summary>
+    private async Task<PageServerException?> PageServerFailureAsync()
+    {
+        if (_pageServer is not null && _vmm.Exited.IsCompleted)
+        {
+            await Task.WhenAny(_pageServer.Completion, Task.Delay(EndTimeLimit)).ConfigureAwait(false);
+        }
+
+        return _pageServer is { Completion: { IsFaulted: true, Exception.InnerException: PageServerException { PeerEnded: false } failure } } ? failure : null;
+    }
+
     /// <summary>When the channel ended because the machine did, says how it ended, with its last words.</summary>
     private async Task<DhException> ExplainAsync(DhException e, string when)
     {
-        await Task.WhenAny(_vmm.Exited, Task.Delay(TimeSpan.FromSeconds(1))).ConfigureAwait(false);
-        if (_pageServer is { Completion: { IsFaulted: true, Exception.InnerException: PageServerException { PeerEnded: false } failure } })
+        await Task.WhenAny(_vmm.Exited, Task.Delay(EndTimeLimit)).ConfigureAwait(false);
+        if (await PageServerFailureAsync().ConfigureAwait(false) is { } failure)
         {
             return failure;
         }

@@ -1,3 +1,5 @@
+using Dh.Vmm;
+
 namespace Dh.Sandboxes;
 
 /// <summary>How guest memory comes back.</summary>
@@ -41,6 +43,9 @@ public sealed class SandboxOptions
 
     /// <summary>The least isolation that will do; the restore fails below it, before any code runs. Default: any.</summary>
     public IsolationClass? RequireIsolation { get; init; }
+
+    /// <summary>Which programs machines are run with. Default: what the environment says.</summary>
+    public VmmPrograms Programs { get; init; } = VmmPrograms.Default;
 
     /// <summary>Where run directories are made. Default: <see cref="DhHome.Default"/>.</summary>
     public DhHome Home { get; init; } = DhHome.Default;

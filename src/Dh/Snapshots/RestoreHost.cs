@@ -1,15 +1,15 @@
 using System.Globalization;
 using Dh.Vmm;
-using Dh.Vmm.Qemu;
 
 namespace Dh.Snapshots;
 
 /// <summary>What of this host and this build a snapshot depends on: restored on another, its guest would fail late, or go wrong silently.</summary>
 /// <param name="VmmPath">The VMM's program.</param>
 /// <param name="VmmVersion">Its version.</param>
-/// <param name="MachineHash">The hash of the command line that this build gives the snapshot's machine.</param>
+/// <param name="SnapshotVersion">The version of the snapshots that the VMM reads, where they have one of their own.</param>
+/// <param name="MachineHash">The hash of what this build makes the snapshot's machine of.</param>
 /// <param name="TscKhz">The TSC frequency in kHz; null where it does not matter.</param>
-internal sealed record RestoreHost(string VmmPath, Version VmmVersion, string MachineHash, long? TscKhz)
+internal sealed record RestoreHost(string VmmPath, Version VmmVersion, Version? SnapshotVersion, string MachineHash, long? TscKhz)
 {
     /// <summary>
     /// How far the TSC frequency may be from the manifest's, in parts per million. Measurements in one boot agree to 1 ppm; between boots the
@@ -20,27 +20,34 @@ internal sealed record RestoreHost(string VmmPath, Version VmmVersion, string Ma
 
     /// <summary>Finds out what a snapshot depends on; from caches, once it was found out.</summary>
     /// <param name="snapshot">The snapshot.</param>
+    /// <param name="driver">The VMM that it was made with.</param>
     /// <param name="home">Where the caches are.</param>
     /// <param name="installation">Where the launcher is.</param>
     /// <param name="cancellationToken">Gives up.</param>
-    /// <exception cref="DhException">There is no VMM that can be used, or the frequency could not be measured.</exception>
-    public static async Task<RestoreHost> OfAsync(Snapshot snapshot, DhHome home, Installation installation, CancellationToken cancellationToken)
-    {
-        string cache = DhHome.EnsurePrivate(home.CacheDirectory);
-        var qemu = await QemuBinary.FindCachedAsync(cache, cancellationToken).ConfigureAwait(false);
-        return new RestoreHost(
-            qemu.Path,
-            qemu.Version,
-            QemuCommandLine.MachineHash(snapshot.Machine),
-            snapshot.Manifest.Accelerator == Accelerator.Tcg ? await TscFrequency.GetKhzAsync(installation, cache, cancellationToken).ConfigureAwait(false) : null);
-    }
+    /// <exception cref="DhException">The frequency could not be measured.</exception>
+    public static async Task<RestoreHost> OfAsync(Snapshot snapshot, IVmmDriver driver, DhHome home, Installation installation, CancellationToken cancellationToken) => new(
+        driver.ProgramPath,
+        driver.Version,
+        driver.SnapshotVersion,
+        driver.MachineHash(snapshot.Machine),
+        snapshot.Manifest.Accelerator == Accelerator.Tcg
+            ? await TscFrequency.GetKhzAsync(installation, DhHome.EnsurePrivate(home.CacheDirectory), cancellationToken).ConfigureAwait(false)
+            : null);
 
     /// <summary>Why a snapshot cannot be restored here; null when it can.</summary>
     /// <param name="manifest">The snapshot's manifest.</param>
     public string? Refuses(SnapshotManifest manifest)
     {
-        // The state of the machine type `microvm`, which has no versions, is a matter between equal versions of QEMU only.
-        if (!Version.TryParse(manifest.VmmVersion, out var version) || (version.Major, version.Minor) != (VmmVersion.Major, VmmVersion.Minor))
+        if (SnapshotVersion is not null && manifest.SnapshotVersion is not null)
+        {
+            if (!Version.TryParse(manifest.SnapshotVersion, out var snapshotVersion) || snapshotVersion != SnapshotVersion)
+            {
+                return $"it was made with {manifest.Vmm} {manifest.VmmVersion}, whose snapshots have version {manifest.SnapshotVersion} (snapshot_version); {VmmPath} {VmmVersion} reads version {SnapshotVersion}";
+            }
+        }
+
+        // A state without a version of its own, like that of QEMU's machine type `microvm`, is a matter between equal versions of the VMM only.
+        else if (!Version.TryParse(manifest.VmmVersion, out var version) || (version.Major, version.Minor) != (VmmVersion.Major, VmmVersion.Minor))
         {
             return $"it was made with {manifest.Vmm} {manifest.VmmVersion} (vmm_version), {VmmPath} is {VmmVersion}";
         }

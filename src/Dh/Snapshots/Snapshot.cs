@@ -1,5 +1,6 @@
 using System.IO.Hashing;
 using System.Text.Json;
+using Dh.Linux;
 using Dh.Paging;
 using Dh.Vmm;
 
@@ -149,6 +150,27 @@ public sealed class Snapshot
         }
 
         return memory;
+    }
+
+    /// <summary>Bytes that its files take on the disk: their data, not their holes. An image's files count with every snapshot that has them.</summary>
+    /// <exception cref="DhException">A file is gone or cannot be read.</exception>
+    public long SizeOnDisk()
+    {
+        try
+        {
+            long bytes = 0;
+            foreach (string path in System.IO.Directory.EnumerateFiles(Directory))
+            {
+                using var file = File.OpenHandle(path);
+                bytes += SparseFile.GetDataExtents(file, RandomAccess.GetLength(file)).Sum(extent => extent.Length);
+            }
+
+            return bytes;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            throw Damaged(Directory, e.Message, e);
+        }
     }
 
     /// <summary>Reads all files and compares their hashes with the manifest's.</summary>

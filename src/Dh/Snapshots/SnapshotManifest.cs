@@ -29,13 +29,16 @@ public sealed record SnapshotManifest
     /// <summary>The engine's version.</summary>
     public required string Version { get; init; }
 
-    /// <summary>The driver: <c>qemu</c>.</summary>
+    /// <summary>The driver: <c>qemu</c> or <c>firecracker</c>.</summary>
     public required string Vmm { get; init; }
 
     /// <summary>The VMM's version.</summary>
     public required string VmmVersion { get; init; }
 
-    /// <summary>The hash of what the VMM's command line must have in common at prepare and restore.</summary>
+    /// <summary>The version of the VMM's snapshots; null where they have none of their own.</summary>
+    public string? SnapshotVersion { get; init; }
+
+    /// <summary>The hash of what the VMM's machine must have in common at prepare and restore.</summary>
     public required string MachineHash { get; init; }
 
     /// <summary>How guest code was executed.</summary>

@@ -106,7 +106,7 @@ public sealed class SnapshotStore(DhHome home)
         return Snapshot.Open(final);
     }
 
-    private static List<string> RemoveUnused(string entry, string? except)
+    private List<string> RemoveUnused(string entry, string? except)
     {
         var removed = new List<string>();
         foreach (string directory in Directory.EnumerateDirectories(entry))
@@ -121,6 +121,7 @@ public sealed class SnapshotStore(DhHome home)
             if (exclusive is not null)
             {
                 Directory.Delete(directory, recursive: true);
+                RestoreLog.Remove(home, name);
                 removed.Add(directory);
             }
         }

@@ -1,5 +1,6 @@
 using System.Net.Sockets;
 using Dh.Linux;
+using Dh.Paging;
 
 namespace Dh.Vmm;
 
@@ -25,7 +26,7 @@ public sealed record MachineDescription
     /// <summary>Virtual CPUs, 1 to 64.</summary>
     public required int Cpus { get; init; }
 
-    /// <summary>The kernel (bzImage).</summary>
+    /// <summary>The kernel, in the form that its VMM boots.</summary>
     public required string KernelPath { get; init; }
 
     /// <summary>The initial RAM disk.</summary>
@@ -45,31 +46,30 @@ public sealed record MachineDescription
 }
 
 /// <summary>Where a VMM's guest memory comes from.</summary>
-public abstract record MemoryBackend
+internal abstract record MemoryBackend
 {
     private MemoryBackend()
     {
     }
 
-    /// <summary>A page server resolves the faults; the VMM sends it regions and userfaultfd through this end of a connected socket.</summary>
-    /// <param name="Handshake">The VMM's end; the driver closes it when the VMM has inherited it.</param>
-    /// <param name="Device">The opened /dev/userfaultfd that the VMM inherits; the driver closes it.</param>
-    public sealed record Uffd(SafeSocketHandle Handshake, Microsoft.Win32.SafeHandles.SafeFileHandle Device) : MemoryBackend;
+    /// <summary>A page server resolves the faults: <see cref="IVmm.ServeMemory"/>.</summary>
+    /// <param name="Device">The opened /dev/userfaultfd, for a VMM that inherits it; the driver closes it.</param>
+    /// <param name="IsFilledAhead">
+    /// Whether the page server will place something before the machine resumes: a VMM that can be told what its guest memory is made of then
+    /// gets memory that is filled while it starts (<see cref="PageServerOptions.Backing"/>).
+    /// </param>
+    public sealed record Uffd(Microsoft.Win32.SafeHandles.SafeFileHandle Device, bool IsFilledAhead) : MemoryBackend;
 
     /// <summary>The VMM's process maps the memory file privately, from a read-only descriptor.</summary>
     /// <param name="MemoryPath">The memory file.</param>
-    /// <param name="Prefault">What runs are known to write: copied before the machine runs, which costs less than a fault for each page.</param>
+    /// <param name="Prefault">What runs are known to write: copied before the machine runs where the VMM can do so, which costs less than a fault for each page.</param>
     public sealed record File(string MemoryPath, IReadOnlyList<FileExtent> Prefault) : MemoryBackend;
-
-    /// <summary>Guest memory <em>is</em> the file: written through, to become a snapshot.</summary>
-    /// <param name="MemoryPath">The file, which the VMM makes.</param>
-    public sealed record SharedFile(string MemoryPath) : MemoryBackend;
 }
 
 /// <summary>How a VMM ended.</summary>
 /// <param name="ExitCode">Its exit code; -1 when a signal ended it.</param>
 /// <param name="Signal">The signal; 0 when it exited.</param>
-public readonly record struct VmmExit(int ExitCode, int Signal)
+internal readonly record struct VmmExit(int ExitCode, int Signal)
 {
     /// <inheritdoc/>
     public override string ToString() => Signal != 0 ? $"killed by signal {Signal}" : $"exit code {ExitCode}";
@@ -79,13 +79,10 @@ public readonly record struct VmmExit(int ExitCode, int Signal)
 /// One microVM's process. It starts paused; whatever its driver, it is owned by its launcher, so nothing of it is left when this process dies.
 /// All waits are bounded; every failure is a <see cref="DhException"/> with <see cref="DhErrorReason.Vmm"/> and the VMM's last words.
 /// </summary>
-public interface IVmm : IAsyncDisposable
+internal interface IVmm : IAsyncDisposable
 {
     /// <summary>The process's number, for messages.</summary>
     int ProcessId { get; }
-
-    /// <summary>The host's end of the guest channel.</summary>
-    Socket GuestChannel { get; }
 
     /// <summary>Completes when the process has ended, however; never fails.</summary>
     Task<VmmExit> Exited { get; }
@@ -93,19 +90,43 @@ public interface IVmm : IAsyncDisposable
     /// <summary>The time when the process was started, in <see cref="System.Diagnostics.Stopwatch"/> ticks.</summary>
     long StartedAt { get; }
 
-    /// <summary>Completes when the machine state is in place and the machine is paused; what a restore needs besides memory.</summary>
+    /// <summary>
+    /// Starts the page server that the VMM sends its regions and its userfaultfd to. For a machine that is restored with
+    /// <see cref="MemoryBackend.Uffd"/>, once, before <see cref="WaitRestoredAsync"/>, which it runs beside: a VMM may need memory to restore its devices.
+    /// </summary>
+    /// <param name="source">Contents of guest memory; the server owns it from now on.</param>
+    /// <param name="options">How.</param>
+    /// <returns>The page server; the caller disposes it after the VMM.</returns>
+    PageServer ServeMemory(IMemorySource source, PageServerOptions options);
+
+    /// <summary>Restores the machine state; completes when what a machine needs besides memory is in place.</summary>
+    /// <param name="cancellationToken">Gives up.</param>
     Task WaitRestoredAsync(CancellationToken cancellationToken);
 
-    /// <summary>Lets the machine run.</summary>
+    /// <summary>Lets the machine run: boots it, or goes on with what was restored. Once; a machine that was paused is not resumed.</summary>
+    /// <param name="cancellationToken">Gives up.</param>
     Task ResumeAsync(CancellationToken cancellationToken);
 
-    /// <summary>Stops the machine's virtual CPUs.</summary>
+    /// <summary>The host's end of the guest channel, once, when the machine runs; a guest that boots is waited for where there is something to wait for.</summary>
+    /// <param name="timeLimit">At most this long.</param>
+    /// <param name="cancellationToken">Gives up.</param>
+    /// <returns>The stream, which stays the VMM's.</returns>
+    /// <exception cref="DhException"><see cref="DhErrorReason.Guest"/>: the guest took no connection.</exception>
+    Task<Socket> ConnectGuestAsync(TimeSpan timeLimit, CancellationToken cancellationToken);
+
+    /// <summary>Stops the machine's virtual CPUs, to save it.</summary>
+    /// <param name="cancellationToken">Gives up.</param>
     Task PauseAsync(CancellationToken cancellationToken);
 
-    /// <summary>Writes the state of a paused machine's devices to a new file; guest memory is in the shared file already.</summary>
-    /// <param name="statePath">The file to make.</param>
+    /// <summary>Saves a paused machine that was booted: its memory is in the file that was named then, and its devices' state in a new one.</summary>
+    /// <param name="statePath">The state file to make.</param>
     /// <param name="cancellationToken">Gives up.</param>
-    Task SaveStateAsync(string statePath, CancellationToken cancellationToken);
+    Task SaveAsync(string statePath, CancellationToken cancellationToken);
+
+    /// <summary>Asks the guest to give memory back, or to take it again; it takes its time. The machine must have a balloon.</summary>
+    /// <param name="guestMib">What the guest is to have, in MiB.</param>
+    /// <param name="cancellationToken">Gives up.</param>
+    Task SetBalloonAsync(int guestMib, CancellationToken cancellationToken);
 
     /// <summary>Kills the process at once, without waiting for its end. May be called at any time, from any thread, more than once.</summary>
     void Kill();

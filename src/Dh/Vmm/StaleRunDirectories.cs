@@ -1,4 +1,5 @@
 using Dh.Linux;
+using Dh.Vmm.Firecracker;
 
 namespace Dh.Vmm;
 
@@ -33,12 +34,13 @@ internal static class StaleRunDirectories
                 using var dead = FileLock.TryAcquire(directory);
                 if (dead is not null)
                 {
+                    Jail.EndAbandoned(Path.GetFileName(directory));
                     Directory.Delete(directory, recursive: true);
                 }
             }
-            catch (Exception e) when (e is LinuxException or DirectoryNotFoundException)
+            catch (Exception e) when (e is LinuxException or IOException)
             {
-                // Its launcher removed it in between.
+                // Its launcher removed it in between, or its machine is still ending: the next run looks again.
             }
         }
     }

@@ -16,6 +16,9 @@ internal sealed class VmmProcess : IAsyncDisposable
     /// <summary>The first descriptor number that the VMM inherits; the launcher keeps those below for itself.</summary>
     public const int FirstDescriptor = 10;
 
+    /// <summary>The file in the run directory that has what the VMM prints (native/launch.c).</summary>
+    public const string LogName = "vmm.log";
+
     private const int ControlDescriptor = 3;
     private const int MaxPacket = 4096;
     private static readonly TimeSpan StartTimeLimit = TimeSpan.FromSeconds(10);
@@ -51,9 +54,14 @@ internal sealed class VmmProcess : IAsyncDisposable
     /// <param name="environment">The VMM's environment, besides PATH.</param>
     /// <param name="command">Program and arguments.</param>
     /// <param name="descriptors">What the VMM inherits, from number <see cref="FirstDescriptor"/> on.</param>
+    /// <param name="launcherOptions">What else the launcher does.</param>
     /// <exception cref="DhException">It did not start; nothing is left.</exception>
     public static VmmProcess Start(
-        VmmStartOptions options, IReadOnlyDictionary<string, string> environment, IReadOnlyList<string> command, IReadOnlyList<SafeHandle> descriptors)
+        VmmStartOptions options,
+        IReadOnlyDictionary<string, string> environment,
+        IReadOnlyList<string> command,
+        IReadOnlyList<SafeHandle> descriptors,
+        LauncherOptions launcherOptions = default)
     {
         var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.SequencedPacket);
         var control = new Socket(ours);
@@ -64,6 +72,16 @@ internal sealed class VmmProcess : IAsyncDisposable
             {
                 List<string> arguments = ["supervise", "--run-dir", options.RunDirectory];
                 arguments.AddRange(environment.SelectMany(variable => (string[])["--env", $"{variable.Key}={variable.Value}"]));
+                if (launcherOptions.MaxFileBytes is { } bytes)
+                {
+                    arguments.AddRange(["--rlimit-fsize", bytes.ToString(CultureInfo.InvariantCulture)]);
+                }
+
+                if (launcherOptions.CgroupDirectory is { } cgroup)
+                {
+                    arguments.AddRange(["--cgroup", cgroup]);
+                }
+
                 arguments.Add("--");
                 arguments.AddRange(command);
                 List<(int, SafeHandle)> inherited = [(ControlDescriptor, theirs), .. descriptors.Select((descriptor, index) => (FirstDescriptor + index, descriptor))];
@@ -96,6 +114,20 @@ internal sealed class VmmProcess : IAsyncDisposable
         catch (ObjectDisposedException)
         {
             // Disposed: the launcher has killed it, or is about to.
+        }
+    }
+
+    /// <summary>The last lines that the VMM has printed, without control characters; empty when there are none.</summary>
+    /// <param name="count">How many.</param>
+    public string LastLogLines(int count)
+    {
+        try
+        {
+            return TailBuffer.LastLines(File.ReadAllText(Path.Combine(_runDirectory, LogName)), count);
+        }
+        catch (IOException)
+        {
+            return ""; // the launcher is gone, and the directory with it
         }
     }
 
@@ -190,7 +222,22 @@ internal sealed class VmmProcess : IAsyncDisposable
             // The same as an end of file: unix(7) reports ECONNRESET when the peer closed with unread data.
         }
 
-        // Without its launcher a VMM gets SIGKILL as its parent-death signal.
+        // Without its launcher a VMM gets SIGKILL as its parent-death signal; one that has changed its user since does not (prctl(2)).
+        if (!_exited.Task.IsCompleted)
+        {
+            Kill();
+        }
+
         _exited.TrySetResult(new VmmExit(-1, PidFd.SigKill));
     }
+}
+
+/// <summary>What a launcher does for a VMM beyond starting it.</summary>
+internal readonly record struct LauncherOptions
+{
+    /// <summary>The longest file that the VMM may write, in bytes (RLIMIT_FSIZE); null without a limit.</summary>
+    public long? MaxFileBytes { get; init; }
+
+    /// <summary>The cgroup that the VMM makes for itself; the launcher removes it when the VMM was reaped.</summary>
+    public string? CgroupDirectory { get; init; }
 }

@@ -1,7 +1,7 @@
 namespace Dh.Vmm;
 
 /// <summary>How a VMM's process is started.</summary>
-public sealed class VmmStartOptions
+internal sealed class VmmStartOptions
 {
     /// <summary>The run directory, which the launcher makes and removes; its parent exists.</summary>
     public required string RunDirectory { get; init; }

@@ -16,7 +16,7 @@ public sealed class PreparedHome : IAsyncLifetime
     public async ValueTask InitializeAsync()
     {
         Directory.CreateDirectory(Dh.Home);
-        var result = await Dh.RunAsync(["vm", "prepare", "--force"], timeLimit: TimeSpan.FromMinutes(10));
+        var result = await Dh.RunAsync(["vm", "prepare", "--force", "--vmm", "qemu"], timeLimit: TimeSpan.FromMinutes(10));
         Assert.True(result.ExitCode == 0, $"dh vm prepare ended with {result.ExitCode}:\n{result.Output}\n{result.Error}");
     }
 

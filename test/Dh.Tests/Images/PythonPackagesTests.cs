@@ -1,5 +1,6 @@
 using System.Runtime.Versioning;
 using Dh.Images;
+using Dh.TestSupport;
 
 namespace Dh.Tests.Images;
 
@@ -47,5 +48,32 @@ public sealed class PythonPackagesTests
         Assert.True(command.WithUserEnvironment);
         Assert.DoesNotContain("--isolated", command.Arguments);
         Assert.DoesNotContain("--no-index", command.Arguments);
+    }
+
+    [Theory]
+    [InlineData("41.2", "0.40.9, 41.0, 41.1", " The nearest versions there: 0.40.9, 41.0, 41.1.")]
+    [InlineData("0.38.1", "0.35.0, 0.36.0, 0.36.1, 0.37.0, 0.38.0, 0.39.0, 0.40.1, 41.0, 41.1", " The nearest versions there: 0.36.1, 0.37.0, 0.38.0, 0.39.0, 0.40.1, 41.0.")]
+    [InlineData("0.1", "41.0.rc1, 0.9.10, 0.9.9", " The nearest versions there: 0.9.9, 0.9.10, 41.0.rc1.")]
+    [InlineData("1", "none", "")]
+    public void The_nearest_versions_of_the_index_are_named(string wanted, string versions, string sentence) =>
+        Assert.Equal(sentence, PythonPackages.NearestVersions(
+        [
+            $"ERROR: Could not find a version that satisfies the requirement deephaven-server=={wanted} (from versions: {versions})",
+            $"ERROR: No matching distribution found for deephaven-server=={wanted}",
+        ]));
+
+    [Fact]
+    public void A_wheelhouse_is_told_which_wheel_was_looked_for()
+    {
+        using var wheelhouse = new TempDir();
+        wheelhouse.Write("deephaven_server-41.1-py3-none-any.whl", "");
+        wheelhouse.Write("deephaven_core-41.2-py3-none-any.whl", "");
+
+        Assert.Equal(
+            " deephaven_server-41.2-*.whl was looked for; there is deephaven_server-41.1-py3-none-any.whl.",
+            PythonPackages.LookedFor(["ERROR: No matching distribution found for deephaven-server==41.2"], wheelhouse.Path));
+        Assert.Equal(
+            " numpy-*-*.whl was looked for; there is no wheel of that package.",
+            PythonPackages.LookedFor(["ERROR: No matching distribution found for numpy"], wheelhouse.Path));
     }
 }

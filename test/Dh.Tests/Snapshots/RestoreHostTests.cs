@@ -33,7 +33,7 @@ public sealed class RestoreHostTests
         Files = new Dictionary<string, SnapshotFile>(),
     };
 
-    private static readonly RestoreHost Host = new(Qemu, new Version(7, 2, 22), "machine", 2_000_000);
+    private static readonly RestoreHost Host = new(Qemu, new Version(7, 2, 22), null, "machine", 2_000_000);
 
     [Fact]
     public void Where_it_was_made_it_fits() => Assert.Null(Host.Refuses(Manifest));
@@ -54,6 +54,16 @@ public sealed class RestoreHostTests
     [Fact]
     public void A_manifest_without_a_version_is_refused() => Assert.Equal(
         $"it was made with qemu new (vmm_version), {Qemu} is 7.2.22", Host.Refuses(Manifest with { VmmVersion = "new" }));
+
+    [Fact]
+    public void Snapshots_with_a_version_of_their_own_fit_other_versions_of_the_VMM()
+    {
+        var manifest = Manifest with { Vmm = "firecracker", VmmVersion = "1.13.1", SnapshotVersion = "8.0.0" };
+        Assert.Null((Host with { VmmPath = "/usr/bin/firecracker", VmmVersion = new Version(1, 14, 0), SnapshotVersion = new Version(8, 0, 0) }).Refuses(manifest));
+        Assert.Equal(
+            "it was made with firecracker 1.13.1, whose snapshots have version 8.0.0 (snapshot_version); /usr/bin/firecracker 1.15.0 reads version 9.0.0",
+            (Host with { VmmPath = "/usr/bin/firecracker", VmmVersion = new Version(1, 15, 0), SnapshotVersion = new Version(9, 0, 0) }).Refuses(manifest));
+    }
 
     [Fact]
     public void Another_machine_is_refused() => Assert.Equal(

@@ -26,8 +26,9 @@ internal static class QemuCommandLine
     /// <summary>The name of the guest channel's port.</summary>
     public const string ChannelName = "dh.channel";
 
-    // The size of TCG's code buffer is no machine state: a restored machine runs briefly, and a small buffer keeps its memory small.
-    private const int RestoreCodeBufferMib = 32;
+    // The size of TCG's code buffer is no machine state. A restored machine runs briefly and fills little of it: a run with a Java engine 50 MiB,
+    // and with less than that QEMU drops and translates all of it again, which costs that run some tenths of a second.
+    private const int RestoreCodeBufferMib = 64;
 
     /// <summary>The arguments, without the program.</summary>
     /// <param name="machine">The machine.</param>

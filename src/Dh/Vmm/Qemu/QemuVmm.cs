@@ -3,6 +3,8 @@ using System.Globalization;
 using System.Net.Sockets;
 using System.Runtime.InteropServices;
 using Dh.Linux;
+using Dh.Paging;
+using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Vmm.Qemu;
 
@@ -10,27 +12,32 @@ namespace Dh.Vmm.Qemu;
 /// A microVM under QEMU. Monitor, guest channel, console, handshake socket and device state are inherited descriptors: there is no socket
 /// file, and nothing to poll for.
 /// </summary>
-public sealed class QemuVmm : IVmm
+internal sealed class QemuVmm : IVmm
 {
     private const int LastWordsLines = 20;
 
     private readonly VmmProcess _process;
     private readonly QmpClient _qmp;
+    private readonly Socket _channel;
     private readonly Socket _console;
     private readonly TailBuffer _consoleTail = new();
-    private readonly string _logPath;
     private readonly string? _statePath;
     private readonly int _stateDescriptor;
+    private SafeSocketHandle? _handshake;
+    private SafeFileHandle? _backing;
 
-    private QemuVmm(VmmProcess process, Socket qmp, Socket channel, Socket console, VmmStartOptions options, long startedAt, string? statePath, int stateDescriptor)
+    private QemuVmm(
+        VmmProcess process, Socket qmp, Socket channel, Socket console, SafeSocketHandle? handshake, SafeFileHandle? backing, VmmStartOptions options, long startedAt, string? statePath,
+        int stateDescriptor)
     {
         _process = process;
         _console = console;
-        _logPath = Path.Combine(options.RunDirectory, "vmm.log");
         _statePath = statePath;
         _stateDescriptor = stateDescriptor;
         StartedAt = startedAt;
-        GuestChannel = channel;
+        _channel = channel;
+        _handshake = handshake;
+        _backing = backing;
         _qmp = new QmpClient(qmp, options.StepTimeLimit, AppendedLastWords);
         _ = DrainConsoleAsync();
     }
@@ -39,26 +46,22 @@ public sealed class QemuVmm : IVmm
     public int ProcessId => _process.Pid;
 
     /// <inheritdoc/>
-    public Socket GuestChannel { get; }
-
-    /// <inheritdoc/>
     public Task<VmmExit> Exited => _process.Exited;
 
     /// <inheritdoc/>
     public long StartedAt { get; }
 
     /// <summary>Starts a machine that will boot when it is resumed.</summary>
+    /// <param name="qemu">The program.</param>
     /// <param name="machine">The machine.</param>
-    /// <param name="memory">The file that is its memory.</param>
+    /// <param name="memoryPath">The file that is its memory, which QEMU makes.</param>
     /// <param name="options">Where and how.</param>
     /// <param name="cancellationToken">Gives up; nothing is left then.</param>
     /// <exception cref="DhException">It could not be started; nothing is left.</exception>
-    public static async Task<QemuVmm> BootAsync(MachineDescription machine, MemoryBackend.SharedFile memory, VmmStartOptions options, CancellationToken cancellationToken)
+    public static async Task<QemuVmm> BootAsync(
+        QemuBinary qemu, MachineDescription machine, string memoryPath, VmmStartOptions options, CancellationToken cancellationToken)
     {
-        ArgumentNullException.ThrowIfNull(machine);
-        ArgumentNullException.ThrowIfNull(memory);
-        ArgumentNullException.ThrowIfNull(options);
-        var vmm = Start(machine, memory, null, options);
+        var vmm = Start(qemu, machine, null, memoryPath, null, options);
         try
         {
             await vmm._qmp.ConnectAsync(cancellationToken).ConfigureAwait(false);
@@ -72,20 +75,22 @@ public sealed class QemuVmm : IVmm
     }
 
     /// <summary>Starts the restore of a snapshot; <see cref="WaitRestoredAsync"/> completes it.</summary>
+    /// <param name="qemu">The program.</param>
     /// <param name="machine">The machine that was saved.</param>
     /// <param name="memory">Where its memory comes from; the descriptors in it are closed.</param>
     /// <param name="statePath">The device state.</param>
     /// <param name="options">Where and how.</param>
-    /// <param name="cancellationToken">Gives up; nothing is left then.</param>
     /// <exception cref="DhException">It could not be started; nothing is left.</exception>
-    public static Task<QemuVmm> RestoreAsync(MachineDescription machine, MemoryBackend memory, string statePath, VmmStartOptions options, CancellationToken cancellationToken)
+    public static QemuVmm Restore(QemuBinary qemu, MachineDescription machine, MemoryBackend memory, string statePath, VmmStartOptions options) =>
+        Start(qemu, machine, memory, null, statePath, options);
+
+    /// <inheritdoc/>
+    public PageServer ServeMemory(IMemorySource source, PageServerOptions options)
     {
-        ArgumentNullException.ThrowIfNull(machine);
-        ArgumentNullException.ThrowIfNull(memory);
-        ArgumentNullException.ThrowIfNull(statePath);
-        ArgumentNullException.ThrowIfNull(options);
-        cancellationToken.ThrowIfCancellationRequested();
-        return Task.FromResult(Start(machine, memory, statePath, options));
+        var connection = _handshake ?? throw new InvalidOperationException("This machine's memory comes from no page server, or is served already.");
+        var backing = _backing;
+        (_handshake, _backing) = (null, null);
+        return PageServer.Start(connection, source, options with { Backing = backing });
     }
 
     /// <inheritdoc/>
@@ -113,20 +118,21 @@ public sealed class QemuVmm : IVmm
     public Task ResumeAsync(CancellationToken cancellationToken) => _qmp.ExecuteAsync("cont", cancellationToken);
 
     /// <inheritdoc/>
+    public Task<Socket> ConnectGuestAsync(TimeSpan timeLimit, CancellationToken cancellationToken) => Task.FromResult(_channel); // since the start
+
+    /// <inheritdoc/>
     public Task PauseAsync(CancellationToken cancellationToken) => _qmp.ExecuteAsync("stop", cancellationToken);
 
     /// <inheritdoc/>
-    public async Task SaveStateAsync(string statePath, CancellationToken cancellationToken)
+    public async Task SaveAsync(string statePath, CancellationToken cancellationToken)
     {
         using var file = File.OpenHandle(statePath, FileMode.CreateNew, FileAccess.Write);
         await _qmp.SetMigrationCapabilitiesAsync(cancellationToken).ConfigureAwait(false);
         await _qmp.MigrateAsync(file, cancellationToken).ConfigureAwait(false);
     }
 
-    /// <summary>Asks the guest to give memory back, or to take it again; it takes its time. The machine must have a balloon.</summary>
-    /// <param name="bytes">What the guest is to have.</param>
-    /// <param name="cancellationToken">Gives up.</param>
-    internal Task SetBalloonAsync(long bytes, CancellationToken cancellationToken) => _qmp.SetBalloonAsync(bytes, cancellationToken);
+    /// <inheritdoc/>
+    public Task SetBalloonAsync(int guestMib, CancellationToken cancellationToken) => _qmp.SetBalloonAsync((long)guestMib << 20, cancellationToken);
 
     /// <inheritdoc/>
     public void Kill() => _process.Kill();
@@ -137,16 +143,7 @@ public sealed class QemuVmm : IVmm
     /// <inheritdoc/>
     public string LastWords()
     {
-        string log = "";
-        try
-        {
-            log = TailBuffer.LastLines(File.ReadAllText(_logPath), LastWordsLines);
-        }
-        catch (IOException)
-        {
-            // The launcher is gone, and the directory with it.
-        }
-
+        string log = _process.LastLogLines(LastWordsLines);
         string console = _consoleTail.LastLines(LastWordsLines);
         return string.Join('\n', ((string[])[log, console]).Where(text => text.Length > 0));
     }
@@ -156,14 +153,18 @@ public sealed class QemuVmm : IVmm
     {
         await _process.DisposeAsync().ConfigureAwait(false);
         _qmp.Dispose();
-        GuestChannel.Dispose();
+        _channel.Dispose();
         _console.Dispose();
+        _handshake?.Dispose();
+        _backing?.Dispose();
     }
 
-    private static QemuVmm Start(MachineDescription machine, MemoryBackend memory, string? statePath, VmmStartOptions options)
+    private static QemuVmm Start(QemuBinary qemu, MachineDescription machine, MemoryBackend? memory, string? bootMemoryPath, string? statePath, VmmStartOptions options)
     {
         var theirs = new List<SafeHandle>();
         var ours = new List<Socket>();
+        SafeSocketHandle? handshake = null;
+        SafeFileHandle? backing = null;
         var environment = new Dictionary<string, string>();
         try
         {
@@ -184,8 +185,15 @@ public sealed class QemuVmm : IVmm
             switch (memory)
             {
                 case MemoryBackend.Uffd uffd:
-                    environment["DH_HANDSHAKE_FD"] = Number(Inherit(theirs, uffd.Handshake));
+                    (handshake, var theirHandshake) = UnixSockets.CreatePair(UnixSocketKind.Stream);
+                    environment["DH_HANDSHAKE_FD"] = Number(Inherit(theirs, theirHandshake));
                     environment["DH_USERFAULTFD_FD"] = Number(Inherit(theirs, uffd.Device));
+                    if (uffd.IsFilledAhead)
+                    {
+                        backing = MemoryFile.CreateSealed("guest-memory", machine.MemoryBytes);
+                        environment["DH_BACKING_FD"] = Number(Inherit(theirs, backing));
+                    }
+
                     break;
                 case MemoryBackend.File file:
                     environment["DH_MEMORY_FD"] = Number(Inherit(theirs, File.OpenHandle(file.MemoryPath, FileMode.Open, FileAccess.Read)));
@@ -197,26 +205,29 @@ public sealed class QemuVmm : IVmm
                     break;
             }
 
-            if (memory is not MemoryBackend.SharedFile)
+            if (memory is not null)
             {
                 environment["LD_PRELOAD"] = options.Installation.PreloadPath;
                 environment["DH_RAM_SIZE"] = machine.MemoryBytes.ToString(CultureInfo.InvariantCulture);
             }
 
             var arguments = QemuCommandLine.Build(
-                machine, statePath is null ? QemuPurpose.Boot : QemuPurpose.Restore, (memory as MemoryBackend.SharedFile)?.MemoryPath, descriptors);
+                machine, statePath is null ? QemuPurpose.Boot : QemuPurpose.Restore, bootMemoryPath, descriptors);
             long startedAt = Stopwatch.GetTimestamp();
-            var process = VmmProcess.Start(options, environment, [QemuBinary.FindPath(), .. arguments], theirs);
-            return new QemuVmm(process, ours[0], ours[1], ours[2], options, startedAt, statePath, state);
+            var process = VmmProcess.Start(options, environment, [qemu.Path, .. arguments], theirs);
+            return new QemuVmm(process, ours[0], ours[1], ours[2], handshake, backing, options, startedAt, statePath, state);
         }
         catch (Exception e)
         {
             ours.ForEach(socket => socket.Dispose());
+            handshake?.Dispose();
+            backing?.Dispose();
             throw e is IOException or UnauthorizedAccessException ? new DhException(DhErrorReason.Snapshot, $"A file of the snapshot cannot be opened: {e.Message}", e) : e;
         }
         finally
         {
-            // The VMM has its own copies; with ours open, its end would not be seen.
+            // The VMM has its own copies; with ours open, its end would not be seen. The page server goes on writing to the backing.
+            _ = theirs.Remove(backing!);
             theirs.ForEach(descriptor => descriptor.Dispose());
         }
     }
