@@ -75,7 +75,7 @@ internal sealed class MemoryReport
         AtLeast("speed of eager, 2 workers, by C's loop", 0.90, Warm(MemoryWay.CCopy(2), MemoryWay.Eager(2), Population));
         Promise("restore from LZ4 by that from the memory file, from the page cache", $"{compressed.WarmMs.Compressed:0} ms by {compressed.WarmMs.Plain:0} ms: {compressed.Warm:0.00}", $"<= 1.50", compressed.Warm <= 1.5);
         Promise("the same, from the disk", $"{compressed.ColdMs.Compressed:0} ms by {compressed.ColdMs.Plain:0} ms: {compressed.Cold:0.00}", $"<= 1.00", compressed.Cold <= 1);
-        Line($"| population of prefetch, 1 worker, which no restore has, by C's loop over the same pages | {Warm(MemoryWay.Prefetch(1), MemoryWay.CPrefetch(1), Population):0.00} | - | |");
+        AtMost("population of prefetch, 1 worker, by C's loop over the same pages", 1.1, Warm(MemoryWay.Prefetch(1), MemoryWay.CPrefetch(1), Population));
         AtMost("population of prefetch, 2 workers, by C's loop over the same pages", 1.1, Warm(MemoryWay.Prefetch(2), MemoryWay.CPrefetch(2), Population));
         AtMost("total of prefetch by that of a private mapping, from the page cache", 0.7, Warm(MemoryWay.PrefetchBacked, MemoryWay.File, Total));
         AtMost("total of prefetch by that of a private mapping, from the disk", 0.4, Cold(MemoryWay.PrefetchBacked, MemoryWay.File, Total));
