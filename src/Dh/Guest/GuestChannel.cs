@@ -11,9 +11,6 @@ namespace Dh.Guest;
 /// </summary>
 internal sealed class GuestChannel(Socket socket) : IDisposable
 {
-    /// <summary>Where the runner listens when the channel is a vsock (guest/runner.py, VSOCK_PORT).</summary>
-    public const int VsockPort = 25_704;
-
     public const int MaxHeaderBytes = 1 << 20;
     public const int MaxGuestBodyBytes = 1 << 20;
     private const int PrefixBytes = 8;

@@ -17,7 +17,7 @@ namespace Dh.Vmm.Firecracker;
 /// </summary>
 internal sealed class FirecrackerVmm : IVmm
 {
-    /// <summary>The port that the guest's runner listens on (docs/guest-protocol.md).</summary>
+    /// <summary>The port that the guest's runner listens on (docs/guest-protocol.md; guest/runner.py, VSOCK_PORT).</summary>
     public const uint GuestPort = 25_704;
 
     private const int LastWordsLines = 20;
