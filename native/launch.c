@@ -1,7 +1,11 @@
 // The launcher: parent and supervisor of one VMM. One thread, one run directory, one control socket.
 //
-//   launch supervise --run-dir PATH [--rlimit-nofile N] [--rlimit-fsize BYTES] [--cgroup PATH] [--env NAME=VALUE]... -- VMM ARG...
+//   launch supervise --run-dir PATH [--rlimit-nofile N] [--rlimit-fsize BYTES] [--cgroup PATH] [--env NAME=VALUE]...
+//                    [--cage-read PATH]... [--cage-device PATH]... [--cage-processes N] [--cage-address-space BYTES]
+//                    [--cage-cgroup PATH [--cage-cgroup-set FILE=VALUE]...]... -- VMM ARG...
 //   launch tsc-khz
+//
+// With --cage-read, what the VMM may read of this machine, it is put into a cage (cage.h).
 //
 // `supervise` outlives every kind of death of dh, so that the VMM and its run directory do not:
 //
@@ -16,7 +20,8 @@
 //   10-   the VMM's, under the same numbers. The launcher closes its copies, or their peers would not see the VMM end.
 //
 // Control, launcher to dh:
-//   started PID                  the VMM was executed; carries its pidfd
+//   started PID [LAYER]...       the VMM was executed; carries its pidfd. With a cage, what it is made of: `+NAME`, and
+//                                `-NAME:STEP:ERRNO` for what this machine did not grant
 //   exited CODE | signaled N     the VMM was reaped; the run directory stays for dh to read, until end of file
 //   failed STEP ERRNO OBJECT     the last message: nothing is left running, and the run directory is gone if it can be
 // Control, dh to launcher:
@@ -24,6 +29,8 @@
 //   hold                         keep the descriptors that come with it (4 in all) open until the VMM is reaped: a
 //                                userfaultfd that closes before its guest is gone kills or hangs that guest
 //   end of file                  the end. With shutdown(SHUT_WR) dh can still read what follows, and end of file from here.
+
+#include "cage.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -284,13 +291,18 @@ static void limit(__rlimit_resource_t resource, rlim_t value, const char *name)
     must(setrlimit(resource, &(struct rlimit){value, value}) == 0, "setrlimit", name);
 }
 
-// The child, step by step, until it is the VMM.
-static _Noreturn void become_vmm(pid_t launcher)
+// The signal is asked for after the cage has changed the user, which clears it (prctl(2), PR_SET_PDEATHSIG). A launcher that died before
+// has left no reader of the pipe; its number would not tell in a pid namespace.
+static void die_with_launcher(void)
 {
-    // The launcher may have died before the signal was asked for (prctl(2), PR_SET_PDEATHSIG).
     must(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0, "prctl", "PR_SET_PDEATHSIG");
-    if (getppid() != launcher)
+    if (poll(&(struct pollfd){.fd = child_steps}, 1, 0) > 0)
         _exit(EXIT_FAILURE);
+}
+
+// The child, step by step, until it is the VMM.
+static _Noreturn void become_vmm(void)
+{
     must(setsid() >= 0, "setsid", options.vmm[0]);
 
     int log = open("vmm.log", O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -307,12 +319,15 @@ static _Noreturn void become_vmm(pid_t launcher)
         // A write past the limit is an error that the VMM can report (EFBIG), not its death (setrlimit(2)).
         signal(SIGXFSZ, SIG_IGN);
     }
+    cage_enter();
+    die_with_launcher();
     must(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "prctl", "PR_SET_NO_NEW_PRIVS");
 
     sigset_t none;
     sigemptyset(&none);
     must(sigprocmask(SIG_SETMASK, &none, NULL) == 0, "sigprocmask", options.vmm[0]);
     environ = options.env;
+    cage_lock();
     execvp(options.vmm[0], options.vmm);
     fail("execvp", errno, options.vmm[0]);
 }
@@ -322,12 +337,12 @@ static int start_vmm(void)
 {
     int steps[2];
     must(pipe2(steps, O_CLOEXEC) == 0, "pipe2", options.vmm[0]);
-    pid_t launcher = getpid();
-    pid_t pid = fork();
+    pid_t pid = cage_fork();
     must(pid >= 0, "fork", options.vmm[0]);
     if (pid == 0) {
+        close(steps[0]);
         child_steps = steps[1];
-        become_vmm(launcher);
+        become_vmm();
     }
     vmm.pid = pid;
     close(steps[1]);
@@ -345,7 +360,9 @@ static void finish_start(int steps)
         finish();
     close(steps);
     vmm.started = true;
-    report(vmm.pidfd, "started %d", vmm.pid);
+    char layers[512];
+    cage_report(layers, sizeof layers);
+    report(vmm.pidfd, "started %d%s", vmm.pid, layers);
 }
 
 static void reap_vmm(void)
@@ -408,6 +425,7 @@ static _Noreturn void finish(void)
         ;
     if (options.cgroup && rmdir(options.cgroup) != 0 && errno != ENOENT)
         record_failure("rmdir", errno, options.cgroup);
+    cage_remove(record_failure);
     if (run_dir.created)
         remove_tree(run_dir.parent, run_dir.name);
     if (failure.error)
@@ -476,7 +494,7 @@ static void parse(int argc, char **argv)
             options.fsize = number(value);
         else if (strcmp(argv[i], "--env") == 0 && *value != '=' && strchr(value, '='))
             options.env[variables++] = value;
-        else
+        else if (!cage_option(argv[i], value))
             fail("arguments", EINVAL, argv[i]);
     }
     if (!options.run_dir)
@@ -555,7 +573,9 @@ int main(int argc, char **argv)
         supervise(argc, argv);
 
     fputs("usage: launch tsc-khz\n"
-          "       launch supervise --run-dir PATH [--rlimit-nofile N] [--rlimit-fsize BYTES] [--cgroup PATH] [--env NAME=VALUE]... -- VMM ARG...\n"
+          "       launch supervise --run-dir PATH [--rlimit-nofile N] [--rlimit-fsize BYTES] [--cgroup PATH] [--env NAME=VALUE]...\n"
+          "              [--cage-read PATH]... [--cage-device PATH]... [--cage-processes N] [--cage-address-space BYTES]\n"
+          "              [--cage-cgroup PATH [--cage-cgroup-set FILE=VALUE]...]... -- VMM ARG...\n"
           "`supervise` is dh's to start: descriptor 3 must be its control socket (AF_UNIX, SOCK_SEQPACKET).\n",
           stderr);
     return 2;

@@ -13,7 +13,7 @@
 //         64-bit numbers (offset, length), those stretches of it are copied at once: what a run is known to write costs
 //         less this way than by a fault for each page.
 //
-// and DH_RAM_SIZE in bytes. Anything wrong ends QEMU with exit code 71 and one line on stderr: a guest must not run on
+// and DH_RAM_SIZE in bytes. With DH_LOCK_FD it also has a thread that takes the VMM's system calls away (late_lock.h). Anything wrong ends QEMU with exit code 71 and one line on stderr: a guest must not run on
 // memory that is not its snapshot's. One thing cannot be seen from here: a QEMU that never maps its memory this way
 // (another version, another backend, another size). dh sees it: with Uffd no handshake comes, with File the memory file
 // is missing in /proc/PID/maps; and it gives up in bounded time.
@@ -21,6 +21,8 @@
 // How QEMU 7.2 maps guest memory (util/mmap-alloc.c, qemu_ram_mmap): it reserves address space with PROT_NONE, then
 // activates the aligned part with MAP_FIXED, readable and writable, private and anonymous, MAP_NORESERVE if asked for.
 // ROMs and video memory come the same way; the size tells them apart, and guest memory comes first.
+
+#include "late_lock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -40,6 +42,9 @@
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+// The library is built with hidden symbols: these alone are seen by QEMU.
+#define INTERPOSED __attribute__((visibility("default")))
 
 enum { EXIT_WRONG_MEMORY = 71 }; // EX_OSERR (sysexits.h); QEMU's own failures end it with 1
 
@@ -252,6 +257,7 @@ static void *map_guest_memory(void *address, size_t length, int prot, int flags)
     void *memory = file ? map_memory_file(address, length, prot, flags) : map_userfaultfd(address, length, prot, flags);
     for (size_t i = 0; i < sizeof variables / sizeof *variables; i++)
         unsetenv(variables[i]);
+    await_late_lock();
     return memory;
 }
 
@@ -263,19 +269,19 @@ static void *interposed(void *address, size_t length, int prot, int flags, int f
 }
 
 // Two names of one function where off_t has 64 bits; QEMU is built with large files and calls the second.
-void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset)
+INTERPOSED void *mmap(void *address, size_t length, int prot, int flags, int fd, off_t offset)
 {
     return interposed(address, length, prot, flags, fd, offset);
 }
 
-void *mmap64(void *address, size_t length, int prot, int flags, int fd, off64_t offset)
+INTERPOSED void *mmap64(void *address, size_t length, int prot, int flags, int fd, off64_t offset)
 {
     return interposed(address, length, prot, flags, fd, offset);
 }
 
 // QEMU takes guest memory for anonymous, and gives back what the balloon hands it with MADV_DONTNEED. In a shared mapping
 // that only forgets where the pages are; MADV_REMOVE frees them, after which they read as zeros.
-int madvise(void *address, size_t length, int advice)
+INTERPOSED int madvise(void *address, size_t length, int advice)
 {
     bool backed = (uintptr_t)address >= backed_from && (uintptr_t)address < backed_to;
     return (int)syscall(SYS_madvise, address, length, backed && advice == MADV_DONTNEED ? MADV_REMOVE : advice);

@@ -43,11 +43,19 @@ public static class Isolation
         return index >= 0;
     }
 
-    /// <summary>What a machine runs in with this build, whose launcher builds no complete cage.</summary>
+    /// <summary>What a machine runs in.</summary>
     /// <param name="accelerator">How its code is executed.</param>
     /// <param name="jailed">Whether its VMM is Firecracker under its jailer.</param>
-    public static IsolationClass Of(Accelerator accelerator, bool jailed = false) =>
-        accelerator != Accelerator.Kvm ? IsolationClass.Emulated
-        : jailed ? IsolationClass.HardwareJail
-        : IsolationClass.Hardware;
+    /// <param name="caged">Whether its VMM is in a complete cage.</param>
+    public static IsolationClass Of(Accelerator accelerator, bool jailed = false, bool caged = false) => accelerator == Accelerator.Kvm
+        ? jailed ? IsolationClass.HardwareJail : caged ? IsolationClass.HardwareCage : IsolationClass.Hardware
+        : caged ? IsolationClass.EmulatedCage : IsolationClass.Emulated;
+
+    /// <summary>Whether a cage has all that it must have.</summary>
+    /// <param name="layers">Its layers; none where there is no cage.</param>
+    public static bool IsCaged(IReadOnlyList<CageLayer> layers)
+    {
+        ArgumentNullException.ThrowIfNull(layers);
+        return layers.Count > 0 && layers.All(layer => layer.IsOn || !layer.IsRequired);
+    }
 }

@@ -27,14 +27,13 @@ public sealed class Sandbox : IAsyncDisposable
     private readonly PageServer? _pageServer;
     private GuestSession? _session;
 
-    private Sandbox(Snapshot snapshot, FileLock lease, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, IsolationClass isolation, string? notice)
+    private Sandbox(Snapshot snapshot, FileLock lease, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, string? notice)
     {
         Snapshot = snapshot;
         _lease = lease;
         _vmm = vmm;
         _pageServer = pageServer;
         MemoryPolicy = policy;
-        Isolation = isolation;
         Notice = notice;
     }
 
@@ -51,7 +50,10 @@ public sealed class Sandbox : IAsyncDisposable
     public string? Notice { get; private set; }
 
     /// <summary>What stands between the guest and this host.</summary>
-    public IsolationClass Isolation { get; }
+    public IsolationClass Isolation { get; private set; }
+
+    /// <summary>The layers of the VMM's cage; none where there is no cage.</summary>
+    public IReadOnlyList<CageLayer> Cage => _vmm.Cage;
 
     /// <summary>From the call of <see cref="RestoreAsync"/> until the guest had answered.</summary>
     public TimeSpan RestoreTime { get; private set; }
@@ -73,8 +75,8 @@ public sealed class Sandbox : IAsyncDisposable
         options ??= new SandboxOptions();
         long start = Stopwatch.GetTimestamp();
         var driver = await VmmCandidate.FindAsync(snapshot.Manifest.Vmm, options.Programs, DhHome.EnsurePrivate(options.Home.CacheDirectory), cancellationToken).ConfigureAwait(false);
-        var isolation = Sandboxes.Isolation.Of(snapshot.Manifest.Accelerator, driver.IsJailed);
-        RequireIsolation(isolation, options);
+        // What this VMM can have at best; what it has is known when it is about to run.
+        RequireIsolation(Sandboxes.Isolation.Of(snapshot.Manifest.Accelerator, driver.IsJailed, driver.IsCaged), [], options);
         var host = await RestoreHost.OfAsync(snapshot, driver, options.Home, options.Installation, cancellationToken).ConfigureAwait(false);
         host.Require(snapshot);
         var lease = SnapshotStore.Lease(snapshot);
@@ -102,8 +104,8 @@ public sealed class Sandbox : IAsyncDisposable
                 });
             }
 
-            sandbox = new Sandbox(snapshot, lease, vmm, pageServer, policy, isolation, notice);
-            await sandbox.StartAsync(options.RestoreTimeLimit, cancellationToken).ConfigureAwait(false);
+            sandbox = new Sandbox(snapshot, lease, vmm, pageServer, policy, notice);
+            await sandbox.StartAsync(driver.IsJailed, options, cancellationToken).ConfigureAwait(false);
             sandbox.RestoreTime = Stopwatch.GetElapsedTime(start);
             RestoreLog.Append(options.Home, snapshot.Manifest.Id, new PastRestore(DateTimeOffset.UtcNow, policy.ToString().ToLowerInvariant(), sandbox.RestoreTime));
             return sandbox;
@@ -192,18 +194,21 @@ public sealed class Sandbox : IAsyncDisposable
         StepTimeLimit = options.RestoreTimeLimit,
     };
 
-    private static void RequireIsolation(IsolationClass isolation, SandboxOptions options)
+    private static void RequireIsolation(IsolationClass isolation, IReadOnlyList<CageLayer> layers, SandboxOptions options)
     {
         if (options.RequireIsolation is { } required && isolation < required)
         {
+            string missing = string.Concat(layers.Where(layer => !layer.IsOn && layer.IsRequired)
+                .Select(layer => $" Layer {layer.Name} is off ({Untrusted.OneLine(layer.Reason ?? "")}): {layer.Advice}."));
             throw new DhException(
                 DhErrorReason.Host,
-                $"This run would have isolation `{Sandboxes.Isolation.Name(isolation)}`, `{Sandboxes.Isolation.Name(required)}` is required. `dh doctor` says what is missing.");
+                $"This run would have isolation `{Sandboxes.Isolation.Name(isolation)}`, `{Sandboxes.Isolation.Name(required)}` is required.{missing} `dh doctor` says what is missing.");
         }
     }
 
-    private async Task StartAsync(TimeSpan timeLimit, CancellationToken cancellationToken)
+    private async Task StartAsync(bool jailed, SandboxOptions options, CancellationToken cancellationToken)
     {
+        var timeLimit = options.RestoreTimeLimit;
         var restored = _vmm.WaitRestoredAsync(cancellationToken);
         if (_pageServer is not null)
         {
@@ -246,6 +251,8 @@ public sealed class Sandbox : IAsyncDisposable
         }
 
         await restored.ConfigureAwait(false);
+        Isolation = Sandboxes.Isolation.Of(Snapshot.Manifest.Accelerator, jailed, Sandboxes.Isolation.IsCaged(Cage));
+        RequireIsolation(Isolation, Cage, options);
         await _vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
         try
         {

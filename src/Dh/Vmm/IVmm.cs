@@ -84,6 +84,9 @@ internal interface IVmm : IAsyncDisposable
     /// <summary>The process's number, for messages.</summary>
     int ProcessId { get; }
 
+    /// <summary>The layers of the cage around the process, once <see cref="WaitRestoredAsync"/> has completed; none where there is no cage.</summary>
+    IReadOnlyList<CageLayer> Cage { get; }
+
     /// <summary>Completes when the process has ended, however; never fails.</summary>
     Task<VmmExit> Exited { get; }
 

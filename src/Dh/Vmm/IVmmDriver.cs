@@ -18,6 +18,9 @@ internal interface IVmmDriver
     /// <summary>Whether it runs in a complete jail.</summary>
     bool IsJailed { get; }
 
+    /// <summary>Whether the launcher puts it into a cage, as far as this host grants one.</summary>
+    bool IsCaged { get; }
+
     /// <summary>Why its memory cannot come from a page server; null when it can.</summary>
     string? UffdRefusal { get; }
 

@@ -33,8 +33,9 @@ internal sealed class VmmProcess : IAsyncDisposable
     private bool _leaveTeardown;
     private bool _disposed;
 
-    private VmmProcess(ChildProcess launcher, Socket control, int pid, PidFd pidFd, string runDirectory)
+    private VmmProcess(ChildProcess launcher, Socket control, int pid, PidFd pidFd, IReadOnlyList<CageLayer> cage, string runDirectory)
     {
+        Cage = cage;
         _launcher = launcher;
         _control = control;
         _pidFd = pidFd;
@@ -45,6 +46,9 @@ internal sealed class VmmProcess : IAsyncDisposable
 
     /// <summary>The VMM's number.</summary>
     public int Pid { get; }
+
+    /// <summary>The layers of its cage; none without one.</summary>
+    public IReadOnlyList<CageLayer> Cage { get; }
 
     /// <summary>Completes when the VMM was reaped, or when its launcher, without which it cannot live, is gone.</summary>
     public Task<VmmExit> Exited => _exited.Task;
@@ -82,14 +86,15 @@ internal sealed class VmmProcess : IAsyncDisposable
                     arguments.AddRange(["--cgroup", cgroup]);
                 }
 
+                arguments.AddRange(launcherOptions.Cage is { } cage ? Arguments(cage) : []);
                 arguments.Add("--");
                 arguments.AddRange(command);
                 List<(int, SafeHandle)> inherited = [(ControlDescriptor, theirs), .. descriptors.Select((descriptor, index) => (FirstDescriptor + index, descriptor))];
                 launcher = ChildProcess.Start(options.Installation.LauncherPath, arguments, new Dictionary<string, string>(), inherited);
             }
 
-            var (pid, pidFd) = ReceiveStarted(control.SafeHandle, command[0]);
-            return new VmmProcess(launcher, control, pid, pidFd, options.RunDirectory);
+            var (pid, pidFd, layers) = ReceiveStarted(control.SafeHandle, command[0]);
+            return new VmmProcess(launcher, control, pid, pidFd, layers, options.RunDirectory);
         }
         catch (Exception e)
         {
@@ -182,7 +187,26 @@ internal sealed class VmmProcess : IAsyncDisposable
         _ => null,
     };
 
-    private static (int Pid, PidFd PidFd) ReceiveStarted(SafeSocketHandle control, string program)
+    private static List<string> Arguments(CageOptions cage)
+    {
+        List<string> arguments = ["--cage-processes", cage.MaxProcesses.ToString(CultureInfo.InvariantCulture)];
+        if (cage.MaxAddressSpaceBytes is { } bytes)
+        {
+            arguments.AddRange(["--cage-address-space", bytes.ToString(CultureInfo.InvariantCulture)]);
+        }
+
+        arguments.AddRange(cage.ReadPaths.SelectMany(path => (string[])["--cage-read", path]));
+        arguments.AddRange(cage.Devices.SelectMany(path => (string[])["--cage-device", path]));
+        foreach (var cgroup in cage.Cgroups)
+        {
+            arguments.AddRange(["--cage-cgroup", cgroup.Directory]);
+            arguments.AddRange(cgroup.Settings.SelectMany(setting => (string[])["--cage-cgroup-set", $"{setting.File}={setting.Value}"]));
+        }
+
+        return arguments;
+    }
+
+    private static (int Pid, PidFd PidFd, IReadOnlyList<CageLayer> Cage) ReceiveStarted(SafeSocketHandle control, string program)
     {
         if (!Poll.Wait(control, StartTimeLimit))
         {
@@ -193,9 +217,9 @@ internal sealed class VmmProcess : IAsyncDisposable
         var received = new List<SafeFileHandle>();
         int length = FdPassing.Receive(control, packet, received);
         string text = length > 0 ? Encoding.UTF8.GetString(packet, 0, length) : "";
-        if (text.Split(' ') is ["started", var pid] && received.Count == 1 && int.TryParse(pid, NumberStyles.None, CultureInfo.InvariantCulture, out int number))
+        if (text.Split(' ') is ["started", var pid, .. var layers] && received.Count == 1 && int.TryParse(pid, NumberStyles.None, CultureInfo.InvariantCulture, out int number))
         {
-            return (number, new PidFd(received[0]));
+            return (number, new PidFd(received[0]), CageLayer.Parse(layers));
         }
 
         received.ForEach(descriptor => descriptor.Dispose());
@@ -237,6 +261,9 @@ internal readonly record struct LauncherOptions
 {
     /// <summary>The longest file that the VMM may write, in bytes (RLIMIT_FSIZE); null without a limit.</summary>
     public long? MaxFileBytes { get; init; }
+
+    /// <summary>The cage that the VMM is put into; null for none.</summary>
+    public CageOptions? Cage { get; init; }
 
     /// <summary>The cgroup that the VMM makes for itself; the launcher removes it when the VMM was reaped.</summary>
     public string? CgroupDirectory { get; init; }

@@ -27,6 +27,9 @@ internal sealed class FirecrackerDriver(FirecrackerBinary firecracker, string? j
     public bool IsJailed => jailerPath is not null;
 
     /// <inheritdoc/>
+    public bool IsCaged => false;
+
+    /// <inheritdoc/>
     public string? UffdRefusal => !SnapshotLoadRequest.KnowsUffd(firecracker.Version)
             ? $"Firecracker {firecracker.Version} ({firecracker.Path}) cannot have its memory from a page server, which takes 1.1 or newer"
         : firecracker.Version < HandshakeKeptSince

@@ -76,6 +76,9 @@ internal sealed class FirecrackerVmm : IVmm
     public int ProcessId => _process.Pid;
 
     /// <inheritdoc/>
+    public IReadOnlyList<CageLayer> Cage => []; // its jailer's, or none
+
+    /// <inheritdoc/>
     public Task<VmmExit> Exited => _process.Exited;
 
     /// <inheritdoc/>

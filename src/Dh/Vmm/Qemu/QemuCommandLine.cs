@@ -14,8 +14,8 @@ internal enum QemuPurpose
     Restore,
 }
 
-/// <summary>The descriptor numbers that QEMU inherits.</summary>
-internal readonly record struct QemuDescriptors(int Qmp, int Channel, int Console);
+/// <summary>The descriptor numbers that QEMU inherits; without one for the root disk it opens that by its path.</summary>
+internal readonly record struct QemuDescriptors(int Qmp, int Channel, int Console, int? RootDisk = null);
 
 /// <summary>
 /// QEMU's arguments, from a machine description: a pure function that booting and restoring share, because whatever is part of the device
@@ -28,7 +28,9 @@ internal static class QemuCommandLine
 
     // The size of TCG's code buffer is no machine state. A restored machine runs briefly and fills little of it: a run with a Java engine 50 MiB,
     // and with less than that QEMU drops and translates all of it again, which costs that run some tenths of a second.
-    private const int RestoreCodeBufferMib = 64;
+    internal const int RestoreCodeBufferMib = 64;
+
+    private const int RootDiskSet = 1;
 
     /// <summary>The arguments, without the program.</summary>
     /// <param name="machine">The machine.</param>
@@ -38,6 +40,7 @@ internal static class QemuCommandLine
     public static IReadOnlyList<string> Build(MachineDescription machine, QemuPurpose purpose, string? memoryPath, QemuDescriptors descriptors)
     {
         string size = $"{machine.MemoryMib}M";
+        string rootDisk = descriptors.RootDisk is null ? Escape(machine.RootDiskPath) : $"/dev/fdset/{RootDiskSet}";
         string codeBuffer = purpose == QemuPurpose.Restore ? $",tb-size={RestoreCodeBufferMib}" : "";
         string memory = purpose == QemuPurpose.Boot
             ? $"memory-backend-file,id=ram0,size={size},mem-path={Escape(memoryPath!)},share=on"
@@ -58,12 +61,17 @@ internal static class QemuCommandLine
             "-chardev", $"socket,id=console,fd={descriptors.Console}", "-serial", "chardev:console",
             "-chardev", $"socket,id=channel,fd={descriptors.Channel}",
             "-device", "virtio-serial-device,max_ports=2", "-device", $"virtserialport,chardev=channel,name={ChannelName}",
-            "-drive", $"if=none,id=root,file={Escape(machine.RootDiskPath)},format=raw,read-only=on,file.locking=off", "-device", "virtio-blk-device,drive=root",
+            "-drive", $"if=none,id=root,file={rootDisk},format=raw,read-only=on,file.locking=off", "-device", "virtio-blk-device,drive=root",
             "-kernel", machine.KernelPath, "-initrd", machine.InitrdPath, "-append", KernelArguments(machine),
         ];
         if (machine.Balloon)
         {
             arguments.AddRange(["-device", "virtio-balloon-device"]);
+        }
+
+        if (descriptors.RootDisk is { } descriptor)
+        {
+            arguments.AddRange(["-add-fd", $"fd={descriptor},set={RootDiskSet}"]);
         }
 
         if (purpose == QemuPurpose.Restore)

@@ -23,6 +23,9 @@ internal sealed class QemuDriver(QemuBinary qemu) : IVmmDriver
     public bool IsJailed => false;
 
     /// <inheritdoc/>
+    public bool IsCaged => true;
+
+    /// <inheritdoc/>
     public string? UffdRefusal => null;
 
     /// <inheritdoc/>

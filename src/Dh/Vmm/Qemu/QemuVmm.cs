@@ -23,14 +23,21 @@ internal sealed class QemuVmm : IVmm
     private readonly TailBuffer _consoleTail = new();
     private readonly string? _statePath;
     private readonly int _stateDescriptor;
+    private readonly Accelerator _accelerator;
+    private readonly TimeSpan _stepTimeLimit;
+    private readonly Socket? _lock;
     private SafeSocketHandle? _handshake;
     private SafeFileHandle? _backing;
 
     private QemuVmm(
-        VmmProcess process, Socket qmp, Socket channel, Socket console, SafeSocketHandle? handshake, SafeFileHandle? backing, VmmStartOptions options, long startedAt, string? statePath,
-        int stateDescriptor)
+        VmmProcess process, Socket qmp, Socket channel, Socket console, Socket? @lock, SafeSocketHandle? handshake, SafeFileHandle? backing, Accelerator accelerator,
+        VmmStartOptions options, long startedAt, string? statePath, int stateDescriptor)
     {
         _process = process;
+        _lock = @lock;
+        _accelerator = accelerator;
+        _stepTimeLimit = options.StepTimeLimit;
+        Cage = process.Cage;
         _console = console;
         _statePath = statePath;
         _stateDescriptor = stateDescriptor;
@@ -44,6 +51,9 @@ internal sealed class QemuVmm : IVmm
 
     /// <inheritdoc/>
     public int ProcessId => _process.Pid;
+
+    /// <inheritdoc/>
+    public IReadOnlyList<CageLayer> Cage { get; private set; }
 
     /// <inheritdoc/>
     public Task<VmmExit> Exited => _process.Exited;
@@ -112,6 +122,8 @@ internal sealed class QemuVmm : IVmm
 
             throw new DhException(DhErrorReason.Snapshot, $"The device state {_statePath} could not be restored: {e.Message}", e);
         }
+
+        Cage = [.. Cage, await LateLock.CloseAsync(_lock!, _accelerator, _stepTimeLimit, AppendedLastWords, cancellationToken).ConfigureAwait(false)];
     }
 
     /// <inheritdoc/>
@@ -155,6 +167,7 @@ internal sealed class QemuVmm : IVmm
         _qmp.Dispose();
         _channel.Dispose();
         _console.Dispose();
+        _lock?.Dispose();
         _handshake?.Dispose();
         _backing?.Dispose();
     }
@@ -163,6 +176,7 @@ internal sealed class QemuVmm : IVmm
     {
         var theirs = new List<SafeHandle>();
         var ours = new List<Socket>();
+        Socket? @lock = null;
         SafeSocketHandle? handshake = null;
         SafeFileHandle? backing = null;
         var environment = new Dictionary<string, string>();
@@ -175,7 +189,9 @@ internal sealed class QemuVmm : IVmm
                 theirs.Add(their);
             }
 
-            var descriptors = new QemuDescriptors(VmmProcess.FirstDescriptor, VmmProcess.FirstDescriptor + 1, VmmProcess.FirstDescriptor + 2);
+            // What the VMM reads of a snapshot it gets opened: it may open nothing of it itself.
+            int rootDisk = Inherit(theirs, File.OpenHandle(machine.RootDiskPath, FileMode.Open, FileAccess.Read));
+            var descriptors = new QemuDescriptors(VmmProcess.FirstDescriptor, VmmProcess.FirstDescriptor + 1, VmmProcess.FirstDescriptor + 2, rootDisk);
             int state = 0;
             if (statePath is not null)
             {
@@ -207,6 +223,9 @@ internal sealed class QemuVmm : IVmm
 
             if (memory is not null)
             {
+                (var ourLock, var theirLock) = UnixSockets.CreatePair(UnixSocketKind.SequencedPacket);
+                @lock = new Socket(ourLock);
+                environment["DH_LOCK_FD"] = Number(Inherit(theirs, theirLock));
                 environment["LD_PRELOAD"] = options.Installation.PreloadPath;
                 environment["DH_RAM_SIZE"] = machine.MemoryBytes.ToString(CultureInfo.InvariantCulture);
             }
@@ -214,12 +233,13 @@ internal sealed class QemuVmm : IVmm
             var arguments = QemuCommandLine.Build(
                 machine, statePath is null ? QemuPurpose.Boot : QemuPurpose.Restore, bootMemoryPath, descriptors);
             long startedAt = Stopwatch.GetTimestamp();
-            var process = VmmProcess.Start(options, environment, [qemu.Path, .. arguments], theirs);
-            return new QemuVmm(process, ours[0], ours[1], ours[2], handshake, backing, options, startedAt, statePath, state);
+            var process = VmmProcess.Start(options, environment, [qemu.Path, .. arguments], theirs, statePath is null ? default : QemuCage.Of(qemu, machine, options));
+            return new QemuVmm(process, ours[0], ours[1], ours[2], @lock, handshake, backing, machine.Accelerator, options, startedAt, statePath, state);
         }
         catch (Exception e)
         {
             ours.ForEach(socket => socket.Dispose());
+            @lock?.Dispose();
             handshake?.Dispose();
             backing?.Dispose();
             throw e is IOException or UnauthorizedAccessException ? new DhException(DhErrorReason.Snapshot, $"A file of the snapshot cannot be opened: {e.Message}", e) : e;
