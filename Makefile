@@ -66,7 +66,7 @@ check: setup ## Formatting, analyzers as errors, AOT without a warning
 bench: setup build ## Measure what SPECIFICATION.md promises; results go to bench/results/
 	$(DH) vm prepare
 	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
-	@failed=0; for benchmark in population exec firecracker; do \
+	@failed=0; for benchmark in population exec cage firecracker; do \
 		dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- $$benchmark || failed=1; \
 	done; exit $$failed
 

@@ -10,6 +10,8 @@ switch (args)
         return 0;
     case ["exec"]:
         return await ExecBenchmark.RunAsync() ? 0 : 1;
+    case ["cage"]:
+        return await CageBenchmark.RunAsync() ? 0 : 1;
     case ["memory"]:
         return await MemoryBenchmark.RunAsync() ? 0 : 1;
     case ["firecracker"]:
@@ -17,6 +19,6 @@ switch (args)
     case ["deephaven"]:
         return await DeephavenBenchmark.RunAsync() ? 0 : 1;
     default:
-        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|firecracker|memory|deephaven");
+        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|cage|firecracker|memory|deephaven");
         return 2;
 }

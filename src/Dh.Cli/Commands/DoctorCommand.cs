@@ -38,7 +38,7 @@ internal sealed class DoctorCommand : Command
             Program("mke2fs", "e2fsprogs"),
             Memory(),
             Disk(home),
-            Isolation(),
+            .. await IsolationAsync(home),
             Snapshots(home),
         ];
         bool ok = checks.All(check => check.Ok || !check.Required);
@@ -134,12 +134,32 @@ internal sealed class DoctorCommand : Command
             enough ? null : $"dh vm prepare may need {NeededDiskMib} MiB: make room (dh vm clean), or set DH_HOME");
     }
 
-    private static CheckOutput Isolation() => new(
-        "isolation", true, Required: false,
-        $"{Class(Accelerator.Tcg)}, or {Class(Accelerator.Kvm)} for a snapshot that was prepared with KVM, or {Class(Accelerator.Kvm, jailed: true)} for Firecracker under its jailer: this build puts no cage around QEMU",
-        "do not run code that you would not run as yourself; demand a class with --require-isolation");
+    /// <summary>One check for each layer of the cage, then the classes that follow.</summary>
+    private static async Task<IReadOnlyList<CheckOutput>> IsolationAsync(DhHome home)
+    {
+        IReadOnlyList<CageLayer> layers;
+        try
+        {
+            layers = await CageProbe.RunAsync(home);
+        }
+        catch (DhException error)
+        {
+            return [new("isolation", false, Required: false, error.Message, null)];
+        }
 
-    private static string Class(Accelerator accelerator, bool jailed = false) => Sandboxes.Isolation.Name(Sandboxes.Isolation.Of(accelerator, jailed));
+        bool caged = Sandboxes.Isolation.IsCaged(layers);
+        return
+        [
+            .. layers.Select(layer => new CheckOutput(
+                $"cage, {layer.Name}", layer.IsOn, Required: false,
+                layer.IsOn ? layer.Purpose : $"off ({layer.Reason}): {layer.Purpose}{(layer.IsRequired ? "" : "; the cage is complete without it")}", layer.Advice)),
+            new("isolation", caged, Required: false,
+                $"{Class(Accelerator.Tcg, caged: caged)}, or {Class(Accelerator.Kvm, caged: caged)} for a snapshot that was prepared with KVM and QEMU, or {Class(Accelerator.Kvm, jailed: true)} for Firecracker under its jailer",
+                caged ? null : "do not run code that you would not run as yourself; demand a class with --require-isolation"),
+        ];
+    }
+
+    private static string Class(Accelerator accelerator, bool jailed = false, bool caged = false) => Sandboxes.Isolation.Name(Sandboxes.Isolation.Of(accelerator, jailed, caged));
 
     private static CheckOutput Snapshots(DhHome home)
     {

@@ -192,6 +192,7 @@ public sealed class Sandbox : IAsyncDisposable
         RunDirectory = Path.Combine(options.Home.RunDirectory, Guid.NewGuid().ToString("N")),
         Installation = options.Installation,
         StepTimeLimit = options.RestoreTimeLimit,
+        Caged = options.Caged,
     };
 
     private static void RequireIsolation(IsolationClass isolation, IReadOnlyList<CageLayer> layers, SandboxOptions options)

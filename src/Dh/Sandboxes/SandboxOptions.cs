@@ -41,6 +41,9 @@ public sealed class SandboxOptions
     /// <summary>Whether the pages that the guest touches are recorded.</summary>
     internal bool Record { get; init; }
 
+    /// <summary>Whether the VMM is put into a cage. Without it a benchmark finds out what the cage costs.</summary>
+    internal bool Caged { get; init; } = true;
+
     /// <summary>The least isolation that will do; the restore fails below it, before any code runs. Default: any.</summary>
     public IsolationClass? RequireIsolation { get; init; }
 

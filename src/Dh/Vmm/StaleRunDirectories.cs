@@ -1,5 +1,4 @@
 using Dh.Linux;
-using Dh.Vmm.Firecracker;
 
 namespace Dh.Vmm;
 
@@ -34,7 +33,7 @@ internal static class StaleRunDirectories
                 using var dead = FileLock.TryAcquire(directory);
                 if (dead is not null)
                 {
-                    Jail.EndAbandoned(Path.GetFileName(directory));
+                    Cgroups.Host.EndAbandoned(Path.GetFileName(directory));
                     Directory.Delete(directory, recursive: true);
                 }
             }

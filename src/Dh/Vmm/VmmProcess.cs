@@ -81,6 +81,11 @@ internal sealed class VmmProcess : IAsyncDisposable
                     arguments.AddRange(["--rlimit-fsize", bytes.ToString(CultureInfo.InvariantCulture)]);
                 }
 
+                if (launcherOptions.MaxDescriptors is { } count)
+                {
+                    arguments.AddRange(["--rlimit-nofile", count.ToString(CultureInfo.InvariantCulture)]);
+                }
+
                 if (launcherOptions.CgroupDirectory is { } cgroup)
                 {
                     arguments.AddRange(["--cgroup", cgroup]);
@@ -261,6 +266,9 @@ internal readonly record struct LauncherOptions
 {
     /// <summary>The longest file that the VMM may write, in bytes (RLIMIT_FSIZE); null without a limit.</summary>
     public long? MaxFileBytes { get; init; }
+
+    /// <summary>The descriptors that the VMM may have open (RLIMIT_NOFILE); null for as many as this process.</summary>
+    public int? MaxDescriptors { get; init; }
 
     /// <summary>The cage that the VMM is put into; null for none.</summary>
     public CageOptions? Cage { get; init; }

@@ -9,6 +9,9 @@ internal sealed class VmmStartOptions
     /// <summary>Where the launcher and the preload library are.</summary>
     public required Installation Installation { get; init; }
 
+    /// <summary>Whether the VMM is put into a cage, where its driver has one. Default: yes; without it a benchmark finds out what the cage costs.</summary>
+    public bool Caged { get; init; } = true;
+
     /// <summary>How long each step (start, a command, the restore of the state) may take. Default: 30 s.</summary>
     public TimeSpan StepTimeLimit { get; init; } = TimeSpan.FromSeconds(30);
 }

@@ -7,7 +7,7 @@ namespace Dh.Tests.Vmm;
 /// <summary>QEMU's command line, reviewed in the diff of golden files.</summary>
 public sealed class QemuCommandLineTests
 {
-    private static readonly QemuDescriptors Descriptors = new(10, 11, 12);
+    private static readonly QemuDescriptors Descriptors = new(10, 11, 12, 13);
 
     private static MachineDescription Machine(Accelerator accelerator) => new()
     {

@@ -68,22 +68,6 @@ internal sealed record Jail(string JailerPath, uint UserId)
     /// <summary>The machine's cgroup, which the jailer makes and the launcher removes.</summary>
     /// <param name="id">The machine's name.</param>
     public static string CgroupDirectory(string id) => Path.Combine(CgroupRoot, ParentCgroup, id);
-
-    /// <summary>
-    /// Ends a machine whose launcher was killed, and removes its cgroup; nothing where there is none. A jailed Firecracker has changed its
-    /// user, and so has lost its parent-death signal (prctl(2)).
-    /// </summary>
-    /// <param name="id">The machine's name.</param>
-    /// <exception cref="IOException">It has not ended yet.</exception>
-    public static void EndAbandoned(string id)
-    {
-        string directory = CgroupDirectory(id);
-        if (Directory.Exists(directory))
-        {
-            File.WriteAllText(Path.Combine(directory, "cgroup.kill"), "1");
-            Directory.Delete(directory);
-        }
-    }
 }
 
 /// <summary>The jailer's arguments.</summary>

@@ -6,6 +6,8 @@ internal static class QemuCage
     private const long Mib = 1 << 20;
     private const int MaxThreads = 128; // virtual CPUs come on top; QEMU's block layer has up to 64
     private const long MaxLogBytes = 16 * Mib; // all that it may write to is its log
+    private const int MaxDescriptors = 256;
+    private const long OwnMemoryMib = 64; // besides guest memory and translated code
     private const string KvmDevice = "/dev/kvm";
 
     // Libraries, stacks, the heaps of its threads (64 MiB of address space for each): 0.9 GiB were seen with two virtual CPUs.
@@ -36,18 +38,26 @@ internal static class QemuCage
             read.Add(prefix);
         }
 
-        return new LauncherOptions
-        {
-            MaxFileBytes = MaxLogBytes,
-            Cage = new CageOptions
-            {
-                ReadPaths = read,
-                Devices = machine.Accelerator == Accelerator.Kvm ? [KvmDevice] : [],
-                MaxProcesses = MaxThreads + machine.Cpus,
-                MaxAddressSpaceBytes = (machine.MemoryMib + codeBufferMib + AddressSpaceMib) * Mib,
-            },
-        };
+        return Of(options, read, machine.Accelerator == Accelerator.Kvm ? [KvmDevice] : [], machine.MemoryMib + codeBufferMib, machine.Cpus);
     }
+
+    /// <summary>The same for a program that does nothing.</summary>
+    /// <param name="options">Where and how.</param>
+    public static LauncherOptions ForProbe(VmmStartOptions options) => Of(options, [.. Libraries, options.Installation.LauncherPath], [], 0, 1);
+
+    private static LauncherOptions Of(VmmStartOptions options, IReadOnlyList<string> readPaths, IReadOnlyList<string> devices, long memoryMib, int cpus) => new()
+    {
+        MaxFileBytes = MaxLogBytes,
+        MaxDescriptors = MaxDescriptors,
+        Cage = new CageOptions
+        {
+            ReadPaths = readPaths,
+            Devices = devices,
+            MaxProcesses = MaxThreads + cpus,
+            MaxAddressSpaceBytes = (memoryMib + AddressSpaceMib) * Mib,
+            Cgroups = Cgroups.Host.Of(Path.GetFileName(options.RunDirectory), (memoryMib + OwnMemoryMib) * Mib, MaxThreads + cpus),
+        },
+    };
 
     private static bool IsScript(string path)
     {

@@ -123,7 +123,10 @@ internal sealed class QemuVmm : IVmm
             throw new DhException(DhErrorReason.Snapshot, $"The device state {_statePath} could not be restored: {e.Message}", e);
         }
 
-        Cage = [.. Cage, await LateLock.CloseAsync(_lock!, _accelerator, _stepTimeLimit, AppendedLastWords, cancellationToken).ConfigureAwait(false)];
+        if (_lock is not null)
+        {
+            Cage = [.. Cage, await LateLock.CloseAsync(_lock, _accelerator, _stepTimeLimit, AppendedLastWords, cancellationToken).ConfigureAwait(false)];
+        }
     }
 
     /// <inheritdoc/>
@@ -223,17 +226,23 @@ internal sealed class QemuVmm : IVmm
 
             if (memory is not null)
             {
+                environment["LD_PRELOAD"] = options.Installation.PreloadPath;
+                environment["DH_RAM_SIZE"] = machine.MemoryBytes.ToString(CultureInfo.InvariantCulture);
+            }
+
+            LauncherOptions cage = default;
+            if (memory is not null && options.Caged)
+            {
                 (var ourLock, var theirLock) = UnixSockets.CreatePair(UnixSocketKind.SequencedPacket);
                 @lock = new Socket(ourLock);
                 environment["DH_LOCK_FD"] = Number(Inherit(theirs, theirLock));
-                environment["LD_PRELOAD"] = options.Installation.PreloadPath;
-                environment["DH_RAM_SIZE"] = machine.MemoryBytes.ToString(CultureInfo.InvariantCulture);
+                cage = QemuCage.Of(qemu, machine, options);
             }
 
             var arguments = QemuCommandLine.Build(
                 machine, statePath is null ? QemuPurpose.Boot : QemuPurpose.Restore, bootMemoryPath, descriptors);
             long startedAt = Stopwatch.GetTimestamp();
-            var process = VmmProcess.Start(options, environment, [qemu.Path, .. arguments], theirs, statePath is null ? default : QemuCage.Of(qemu, machine, options));
+            var process = VmmProcess.Start(options, environment, [qemu.Path, .. arguments], theirs, cage);
             return new QemuVmm(process, ours[0], ours[1], ours[2], @lock, handshake, backing, machine.Accelerator, options, startedAt, statePath, state);
         }
         catch (Exception e)

@@ -1,0 +1,117 @@
+using System.Globalization;
+
+namespace Dh.Vmm;
+
+/// <summary>
+/// Where a VMM's cgroups go: cgroup v2 with its controllers, else the hierarchies of v1, else nowhere (cgroups(7)). The launcher makes and
+/// removes them; what a killed launcher has left is removed by its machine's name.
+/// </summary>
+/// <param name="root">Where cgroups are mounted.</param>
+/// <param name="ownCgroups">The text of <c>/proc/self/cgroup</c>.</param>
+internal sealed class Cgroups(string root, string ownCgroups)
+{
+    private const string Parent = Firecracker.Jail.ParentCgroup;
+    private const string Prefix = "dh-";
+    private static readonly string[] Controllers = ["memory", "pids", "cpu"];
+
+    /// <summary>This host's.</summary>
+    public static Cgroups Host { get; } = new("/sys/fs/cgroup", File.Exists("/proc/self/cgroup") ? File.ReadAllText("/proc/self/cgroup") : "");
+
+    /// <summary>The cgroups of one machine; none where there are no controllers for it. Whether this user may make them, the launcher finds out.</summary>
+    /// <param name="id">The machine's name.</param>
+    /// <param name="memoryBytes">All memory that its VMM may use; it has no swap.</param>
+    /// <param name="maxProcesses">Its processes and threads.</param>
+    public IReadOnlyList<Cgroup> Of(string id, long memoryBytes, int maxProcesses)
+    {
+        string memory = memoryBytes.ToString(CultureInfo.InvariantCulture);
+        string processes = maxProcesses.ToString(CultureInfo.InvariantCulture);
+        if (UnifiedParent() is { } parent)
+        {
+            string directory = Path.Combine(parent, id);
+            // Without swap accounting there is no such file; a host without swap needs none.
+            (string, string)[] swap = File.Exists(Path.Combine(parent, "memory.swap.max")) ? [("memory.swap.max", "0")] : [];
+            return [new Cgroup(directory, [("memory.max", memory), .. swap, ("pids.max", processes), ("cpu.weight", "100")])];
+        }
+
+        var hierarchies = Controllers.Select(controller => (Controller: controller, Directory: Hierarchy(controller))).ToList();
+        return hierarchies.All(hierarchy => hierarchy.Directory is not null)
+            ? [.. hierarchies.Select(hierarchy => new Cgroup(Path.Combine(hierarchy.Directory!, Prefix + id), hierarchy.Controller switch
+            {
+                "memory" => [("memory.limit_in_bytes", memory), ("memory.swappiness", "0")],
+                "pids" => [("pids.max", processes)],
+                _ => [("cpu.shares", "1024")],
+            }))]
+            : [];
+    }
+
+    /// <summary>Ends what is left of a machine whose launcher was killed, and removes its cgroups; nothing where there are none. A jailed Firecracker has
+    /// changed its user, and so has lost its parent-death signal (prctl(2)).</summary>
+    /// <param name="id">The machine's name.</param>
+    /// <exception cref="IOException">It has not ended yet.</exception>
+    public void EndAbandoned(string id)
+    {
+        foreach (string directory in (string[])[Path.Combine(root, Parent, id), .. Controllers.Select(Hierarchy).OfType<string>().Select(hierarchy => Path.Combine(hierarchy, Prefix + id))])
+        {
+            if (Directory.Exists(directory))
+            {
+                string kill = Path.Combine(directory, "cgroup.kill");
+                if (File.Exists(kill))
+                {
+                    File.WriteAllText(kill, "1");
+                }
+
+                Directory.Delete(directory);
+            }
+        }
+    }
+
+    // A cgroup with processes in it cannot give controllers to its children (cgroups(7), "no internal processes"): hence one beside the others.
+    private string? UnifiedParent()
+    {
+        string parent = Path.Combine(root, Parent);
+        try
+        {
+            if (!Offers(root, "cgroup.controllers"))
+            {
+                return null;
+            }
+
+            Give(root);
+            Directory.CreateDirectory(parent);
+            Give(parent);
+            return parent;
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            return null; // not this user's to make; the cage's report says that the layer is missing
+        }
+    }
+
+    private static void Give(string directory)
+    {
+        if (!Offers(directory, "cgroup.subtree_control"))
+        {
+            File.WriteAllText(Path.Combine(directory, "cgroup.subtree_control"), string.Join(' ', Controllers.Select(controller => $"+{controller}")));
+        }
+    }
+
+    private static bool Offers(string directory, string file)
+    {
+        string path = Path.Combine(directory, file);
+        return File.Exists(path) && !Controllers.Except(File.ReadAllText(path).Split((char[])[' ', '\n'], StringSplitOptions.RemoveEmptyEntries)).Any();
+    }
+
+    // Below this process's own cgroup, so that its limits hold for the VMM, too. In a container its path may be another one than is mounted.
+    private string? Hierarchy(string controller)
+    {
+        string mounted = Path.Combine(root, controller);
+        // ID:CONTROLLERS:PATH
+        string? own = ownCgroups.Split('\n')
+            .Select(line => line.Split(':', 3))
+            .Where(fields => fields.Length == 3 && fields[1].Split(',').Contains(controller))
+            .Select(fields => Path.Combine(mounted, fields[2].TrimStart('/')))
+            .FirstOrDefault(Directory.Exists);
+        string directory = own ?? mounted;
+        return File.Exists(Path.Combine(directory, "cgroup.procs")) ? directory : null;
+    }
+}
