@@ -35,11 +35,11 @@ internal static class CageBenchmark
 
             string name = policy.ToString().ToLowerInvariant();
             // Of pairs, not of medians: what else the machine does changes from minute to minute.
-            double more = Median(caged.Zip(plain, (with, without) => with.Restore - without.Restore));
-            report.Row($"{name}: restore, without a cage", $"{Median(plain.Select(run => run.Restore)):0.0} ms");
-            report.Row($"{name}: restore, caged and locked", $"{Median(caged.Select(run => run.Restore)):0.0} ms, {Median(caged.Select(run => run.Restore)) / Median(plain.Select(run => run.Restore)):0.00} times");
+            double more = Medians.Median(caged.Zip(plain, (with, without) => with.Restore - without.Restore));
+            report.Row($"{name}: restore, without a cage", $"{Medians.Median(plain.Select(run => run.Restore)):0.0} ms");
+            report.Row($"{name}: restore, caged and locked", $"{Medians.Median(caged.Select(run => run.Restore)):0.0} ms, {Medians.Median(caged.Select(run => run.Restore)) / Medians.Median(plain.Select(run => run.Restore)):0.00} times");
             report.Row($"{name}: what the cage takes of a restore", $"{more:0.0} ms", $"<= {MaximalMs} ms", more <= MaximalMs);
-            report.Row($"{name}: `print('hello')` after it, without and with", $"{Median(plain.Select(run => run.Run)):0.0} and {Median(caged.Select(run => run.Run)):0.0} ms");
+            report.Row($"{name}: `print('hello')` after it, without and with", $"{Medians.Median(plain.Select(run => run.Run)):0.0} and {Medians.Median(caged.Select(run => run.Run)):0.0} ms");
         }
 
         string text = report.ToString();
@@ -58,11 +58,5 @@ internal static class CageBenchmark
 
         var result = await sandbox.ExecuteAsync(new ExecutionRequest { Source = "print('hello')" }, new CapturedText());
         return (sandbox.RestoreTime.TotalMilliseconds, result.Elapsed.TotalMilliseconds);
-    }
-
-    private static double Median(IEnumerable<double> values)
-    {
-        double[] sorted = [.. values.Order()];
-        return sorted[sorted.Length / 2];
     }
 }

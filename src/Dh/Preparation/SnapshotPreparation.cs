@@ -2,7 +2,6 @@ using System.Diagnostics;
 using System.Globalization;
 using System.Reflection;
 using System.Security.Cryptography;
-using System.Text.Json;
 using Dh.Guest;
 using Dh.Images;
 using Dh.Linux;
@@ -216,7 +215,7 @@ public static class SnapshotPreparation
             Files = files,
         };
         string manifestPath = Path.Combine(draft, Snapshot.ManifestName);
-        await File.WriteAllBytesAsync(manifestPath, JsonSerializer.SerializeToUtf8Bytes(manifest, SnapshotJson.Default.SnapshotManifest), cancellationToken).ConfigureAwait(false);
+        await File.WriteAllBytesAsync(manifestPath, manifest.ToJson(), cancellationToken).ConfigureAwait(false);
         Files.Sync(manifestPath);
         Files.Sync(draft);
         return manifest;

@@ -80,7 +80,7 @@ public sealed class Snapshot
         string path = Path.Combine(directory, ManifestName);
         try
         {
-            var manifest = JsonSerializer.Deserialize(File.ReadAllBytes(path), SnapshotJson.Default.SnapshotManifest)
+            var manifest = SnapshotManifest.Parse(File.ReadAllBytes(path))
                 ?? throw Damaged(path, "it is empty");
             if (manifest.SchemaVersion != SnapshotManifest.CurrentSchemaVersion)
             {

@@ -1,3 +1,6 @@
+using System.IO.Hashing;
+using System.Text;
+using System.Text.Json;
 using System.Text.Json.Serialization;
 using Dh.Vmm;
 
@@ -13,6 +16,8 @@ public sealed record SnapshotManifest
 {
     /// <summary>The schema that this build writes and reads.</summary>
     public const int CurrentSchemaVersion = 1;
+
+    private const string NoChecksum = "0000000000000000";
 
     /// <summary>The schema that it was written in.</summary>
     public required int SchemaVersion { get; init; }
@@ -73,8 +78,46 @@ public sealed record SnapshotManifest
 
     /// <summary>Its files by name: <c>memory</c> or <c>memory.lz4</c>, <c>state</c>, <c>root.img</c>, <c>kernel</c>, <c>initrd</c>.</summary>
     public required IReadOnlyDictionary<string, SnapshotFile> Files { get; init; }
+
+    /// <summary>
+    /// XxHash3 (64 bit) of the manifest's own bytes with zeros in place of these 16 hexadecimal digits: not a bit of it changes unseen. It proves
+    /// nothing against somebody who can write the directory. Null: a manifest without one is taken as it is.
+    /// </summary>
+    public string? Checksum { get; init; }
+
+    /// <summary>The manifest's bytes, with its checksum.</summary>
+    internal byte[] ToJson()
+    {
+        byte[] bytes = JsonSerializer.SerializeToUtf8Bytes(this with { Checksum = NoChecksum }, SnapshotJson.Default.SnapshotManifest);
+        Encoding.ASCII.GetBytes(HashOf(bytes), bytes.AsSpan(PositionOf(bytes, NoChecksum)));
+        return bytes;
+    }
+
+    /// <summary>Reads a manifest.</summary>
+    /// <param name="bytes">Its bytes.</param>
+    /// <returns>The manifest; null when it is the JSON value null.</returns>
+    /// <exception cref="JsonException">It is none, or is not what was written.</exception>
+    internal static SnapshotManifest? Parse(byte[] bytes)
+    {
+        var manifest = JsonSerializer.Deserialize(bytes, SnapshotJson.Default.SnapshotManifest);
+        if (manifest?.Checksum is { } checksum)
+        {
+            int position = checksum.Length == NoChecksum.Length ? PositionOf(bytes, checksum) : -1;
+            byte[] without = [.. bytes];
+            if (position < 0 || Encoding.ASCII.GetBytes(NoChecksum, without.AsSpan(position)) == 0 || HashOf(without) != checksum)
+            {
+                throw new JsonException("its checksum does not fit: it was changed");
+            }
+        }
+
+        return manifest;
+    }
+
+    private static int PositionOf(byte[] bytes, string checksum) => bytes.AsSpan().LastIndexOf(Encoding.ASCII.GetBytes(checksum));
+
+    private static string HashOf(byte[] bytes) => Convert.ToHexStringLower(XxHash3.Hash(bytes));
 }
 
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, WriteIndented = true, UseStringEnumConverter = true, RespectNullableAnnotations = true)]
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, WriteIndented = true, UseStringEnumConverter = true, RespectNullableAnnotations = true, UnmappedMemberHandling = JsonUnmappedMemberHandling.Disallow)]
 [JsonSerializable(typeof(SnapshotManifest))]
 internal sealed partial class SnapshotJson : JsonSerializerContext;

@@ -281,6 +281,7 @@ public abstract class DriverContract
         string memory = directory[Snapshot.CompressedMemoryName];
         Lz4MemoryWriter.Write(from.MemoryPath, memory, Cancellation);
         var manifest = JsonNode.Parse(await File.ReadAllTextAsync(Path.Combine(from.Directory, Snapshot.ManifestName), Cancellation))!;
+        manifest.AsObject().Remove("checksum");
         var files = manifest["files"]!.AsObject();
         files.Remove(Snapshot.MemoryName);
         files[Snapshot.CompressedMemoryName] = new JsonObject { ["length"] = new FileInfo(memory).Length, ["xx_hash3"] = "0000000000000000" };

@@ -1,7 +1,5 @@
 using System.Diagnostics;
 using System.Globalization;
-using Dh.Guest;
-using Dh.Preparation;
 using Dh.Sandboxes;
 using Dh.Snapshots;
 using Dh.TestSupport;
@@ -81,11 +79,11 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
             Assert.InRange(long.Parse(status["Uid"].Split('\t')[0], CultureInfo.InvariantCulture), 0x70000000, 0x70000000 + (1 << 22));
         }
 
-        string[] interfaces = [.. File.ReadLines($"/proc/{sandbox.VmmProcessId}/net/dev").Skip(2).Select(line => line.Split(':')[0].Trim())];
+        string[] interfaces = [.. (await File.ReadAllLinesAsync($"/proc/{sandbox.VmmProcessId}/net/dev", Cancellation)).Skip(2).Select(line => line.Split(':')[0].Trim())];
         Assert.Equal(["lo"], interfaces);
 
         // ID PARENT DEVICE ROOT PLACE OPTIONS ...: nothing of the file system can be written to.
-        string[][] mounts = [.. File.ReadLines($"/proc/{sandbox.VmmProcessId}/mountinfo").Select(line => line.Split(' '))];
+        string[][] mounts = [.. (await File.ReadAllLinesAsync($"/proc/{sandbox.VmmProcessId}/mountinfo", Cancellation)).Select(line => line.Split(' '))];
         Assert.NotEmpty(mounts);
         Assert.All(mounts, mount => Assert.Contains("ro", mount[5].Split(',')));
         Assert.All(mounts, mount => Assert.Contains("nosuid", mount[5].Split(',')));
@@ -114,6 +112,35 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
         await _own.AssertNothingLeftAndUsableAsync("runs with an incomplete cage");
     }
 
+    [Theory(Timeout = 60_000)]
+    [InlineData("eager")]
+    [InlineData("file")]
+    public async Task An_ordinary_user_gets_the_cage_from_a_user_namespace(string policy)
+    {
+        // The home is this user's, who is no longer called root.
+        var result = await _own.Dh.RunAsync(new ProcessStartInfo(
+            "unshare",
+            ["--user", "--map-user=1000", "--map-group=1000", Repository.PathOf("bin/dh"), "exec", "--memory-policy", policy, "--require-isolation", "emulated+cage", "-v", "-c", "print('hello')"]));
+        Assert.Equal((0, "hello\n"), (result.ExitCode, result.Output));
+        Assert.Contains("isolation: emulated+cage\n", result.Error, StringComparison.Ordinal);
+        await _own.AssertNothingLeftAsync("a run of an ordinary user");
+    }
+
+    [Fact(Timeout = 60_000)]
+    public async Task A_launcher_that_is_killed_takes_its_caged_VMM_along()
+    {
+        await using var sandbox = await Sandbox.RestoreAsync(Snapshot, new SandboxOptions { Home = Home, RequireIsolation = IsolationClass.EmulatedCage }, Cancellation);
+        int vmm = sandbox.VmmProcessId;
+        await Processes.SignalAsync(int.Parse(Status(vmm)["PPid"], CultureInfo.InvariantCulture), "KILL");
+        long start = Stopwatch.GetTimestamp();
+        while (IsAlive(vmm) && Stopwatch.GetElapsedTime(start) < TimeSpan.FromSeconds(1))
+        {
+            await Task.Delay(5, Cancellation);
+        }
+
+        Assert.False(IsAlive(vmm));
+    }
+
     [Fact(Timeout = 60_000)]
     public async Task A_run_that_demands_a_cage_gets_one_and_says_so()
     {
@@ -127,9 +154,11 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
     {
         const string Code = """
             import os
-            for bus in sorted(os.listdir('/sys/bus')):
-                for device in sorted(os.listdir(f'/sys/bus/{bus}/devices')):
-                    print(bus, device)
+            for bus in ('acpi', 'i2c', 'nd', 'nvme', 'pci', 'platform', 'pnp', 'scsi', 'serio', 'usb', 'virtio'):
+                devices = f'/sys/bus/{bus}/devices'
+                for device in sorted(os.listdir(devices)) if os.path.exists(devices) else []:
+                    kind = f'{devices}/{device}/device'
+                    print(bus, device, open(kind).read().strip() if bus == 'virtio' else '')
             flags = next(line for line in open('/proc/cpuinfo') if line.startswith('flags')).split()
             print('nested virtualization:', [flag for flag in ('svm', 'vmx') if flag in flags])
             print('network:', os.listdir('/sys/class/net'))
@@ -145,7 +174,7 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
         var qemu = await QemuBinary.FindAsync(Cancellation);
         var arguments = QemuCommandLine.Build(Snapshot.Machine, QemuPurpose.Restore, null, new QemuDescriptors(0, 0, 0))
             .Select(argument => argument.StartsWith("socket,id=", StringComparison.Ordinal) ? $"null,{argument.Split(',')[1]}" : argument)
-            .Except(["-incoming", "defer"]);
+            .Where(argument => argument is not ("-incoming" or "defer"));
         using var process = Process.Start(new ProcessStartInfo(qemu.Path, [.. arguments, "-monitor", "stdio"]) { RedirectStandardInput = true, RedirectStandardOutput = true })!;
         await process.StandardInput.WriteAsync("info qom-tree\nquit\n");
         process.StandardInput.Close();
@@ -165,6 +194,9 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
         _own.Dispose();
         _directory.Dispose();
     }
+
+    // Whoever adopts a dead process may take a while to reap it.
+    private static bool IsAlive(int pid) => Directory.Exists($"/proc/{pid}") && !Status(pid)["State"].StartsWith('Z');
 
     private static Dictionary<string, string> Status(int pid) => File.ReadLines($"/proc/{pid}/status")
         .Select(line => line.Split(":\t", 2)).Where(fields => fields.Length == 2).ToDictionary(fields => fields[0], fields => fields[1]);
@@ -190,9 +222,9 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
         {
             await vmm.ResumeAsync(Cancellation);
         }
-        catch (DhException) when (vmm.Exited.Wait(TimeSpan.FromSeconds(1), Cancellation))
+        catch (DhException)
         {
-            var exit = await vmm.Exited;
+            var exit = await vmm.Exited.WaitAsync(TimeSpan.FromSeconds(1), Cancellation);
             return exit.Signal == SigSys ? "killed" : exit.ToString();
         }
 

@@ -1,4 +1,3 @@
-using System.Text.Json;
 using Dh.Paging;
 using Dh.Snapshots;
 using Dh.TestSupport;
@@ -45,6 +44,53 @@ public sealed class SnapshotTests : IDisposable
             Assert.Throws<DhException>(() => Snapshot.Open(_directory.Path)).Message);
     }
 
+    [Theory]
+    [InlineData(Snapshot.ManifestName)]
+    [InlineData(Snapshot.StateName)]
+    public void Every_flipped_bit_is_refused_and_names_the_file(string name)
+    {
+        Write(compressed: false, MemoryMib << 20);
+        string path = _directory[name];
+        byte[] bytes = File.ReadAllBytes(path);
+        using var file = File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite, FileShare.ReadWrite);
+        for (int bit = 0; bit < bytes.Length * 8; bit++)
+        {
+            RandomAccess.Write(file, [(byte)(bytes[bit / 8] ^ (1 << (bit % 8)))], bit / 8);
+            Assert.Contains(path, Assert.Throws<DhException>(() => Snapshot.Open(_directory.Path)).Message, StringComparison.Ordinal);
+            RandomAccess.Write(file, [bytes[bit / 8]], bit / 8);
+        }
+
+        Snapshot.Open(_directory.Path);
+    }
+
+    [Theory]
+    [InlineData(Snapshot.ManifestName)]
+    [InlineData(Snapshot.StateName)]
+    [InlineData(Snapshot.MemoryName)]
+    [InlineData(Snapshot.RootDiskName)]
+    [InlineData(Snapshot.KernelName)]
+    [InlineData(Snapshot.InitrdName)]
+    public void Every_other_length_is_refused_and_names_the_file(string name)
+    {
+        Write(compressed: false, MemoryMib << 20);
+        string path = _directory[name], kept = _directory["kept"];
+        long length = new FileInfo(path).Length;
+        File.Move(path, kept);
+        foreach (long other in (long[])[0, 1, length - 1, length + 1, length * 2])
+        {
+            File.Copy(kept, path, overwrite: true);
+            using (var file = File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite))
+            {
+                RandomAccess.SetLength(file, other);
+            }
+
+            Assert.Contains(path, Assert.Throws<DhException>(() => Snapshot.Open(_directory.Path)).Message, StringComparison.Ordinal);
+        }
+
+        File.Move(kept, path, overwrite: true);
+        Snapshot.Open(_directory.Path);
+    }
+
     public void Dispose() => _directory.Dispose();
 
     private void Write(bool compressed, long memoryLength, string? without = null)
@@ -82,6 +128,6 @@ public sealed class SnapshotTests : IDisposable
             DhVersion = "0",
             Files = Directory.EnumerateFiles(_directory.Path).Where(path => Path.GetFileName(path) != without).ToDictionary(path => Path.GetFileName(path), Snapshot.Describe),
         };
-        File.WriteAllBytes(_directory["manifest.json"], JsonSerializer.SerializeToUtf8Bytes(manifest, SnapshotJson.Default.SnapshotManifest));
+        File.WriteAllBytes(_directory["manifest.json"], manifest.ToJson());
     }
 }
