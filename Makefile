@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-nested fuzz check bench bench-memory bench-deephaven install clean
+.PHONY: help setup build demo test test-nested chaos fuzz check bench bench-memory bench-deephaven install clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -10,7 +10,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DH := bin/dh
 
 # qemu, mmdebstrap and what follows are used by `dh`; gcc and the libraries by its build.
-PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd uidmap debian-archive-keyring gcc libc6-dev zlib1g-dev
+PACKAGES := qemu-system-x86 mmdebstrap procps e2fsprogs xz-utils zstd uidmap debian-archive-keyring gcc libc6-dev zlib1g-dev
 # What publishing reads; bin/dh is made again when one of them is newer.
 SOURCES := $(shell find src native guest templates \( -name obj -o -name bin \) -prune -o -type f -print 2>/dev/null) \
 	Directory.Build.props Directory.Packages.props global.json
@@ -52,6 +52,10 @@ test: setup build ## Run all tests; the last line counts them
 test-nested: setup build ## Run dh under KVM, in an emulated machine that has it (minutes; DH_FIRECRACKER=PATH: Firecracker too)
 	$(DH) vm prepare
 	test/nested/run
+
+chaos: setup build ## Kill dh, its launcher or its VMM at random moments (CHAOS_RUNS, CHAOS_SEED); nothing may be left
+	$(DH) vm prepare
+	test/chaos/run
 
 fuzz: setup ## Parse a million hostile inputs (FUZZ_COUNT, FUZZ_SEED)
 	@seed=$${FUZZ_SEED:-$$((RANDOM * 32768 + RANDOM))} count=$${FUZZ_COUNT:-1000000}; echo "FUZZ_SEED=$$seed FUZZ_COUNT=$$count"; \

@@ -287,6 +287,9 @@ static bool show(const struct path *path)
     }
     if (stat(path->name, &status) != 0)
         return errno == ENOENT;
+    // As root a device is made anew, for the cage's user: the host's own may be root's alone. In a user namespace there are no new devices.
+    if (path->writable && !shared->in_user_namespace)
+        return mknod(place, S_IFCHR, status.st_rdev) == 0 && chmod(place, 0666) == 0;
     int file = S_ISDIR(status.st_mode) ? -1 : open(place, O_CREAT | O_RDONLY | O_CLOEXEC, 0644);
     if (file >= 0)
         close(file);
@@ -297,6 +300,14 @@ static bool show(const struct path *path)
            mount_setattr(AT_FDCWD, place, AT_RECURSIVE, &attributes, sizeof attributes) == 0;
 }
 
+static bool has_device(void)
+{
+    for (int i = 0; i < options.path_count; i++)
+        if (options.paths[i].writable)
+            return true;
+    return false;
+}
+
 static bool change_root(void)
 {
     if (unshare(CLONE_NEWNS) != 0)
@@ -305,7 +316,8 @@ static bool change_root(void)
         return off(LAYER_ROOT, "mount", errno);
     // Over the run directory, so that it is not to be seen: the launcher and dh trust what is in it.
     char *place = getcwd(NULL, 0);
-    if (!place || mount("vmm", place, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m") != 0 || chdir(place) != 0)
+    unsigned long flags = MS_NOSUID | (has_device() ? 0 : MS_NODEV);
+    if (!place || mount("vmm", place, "tmpfs", flags, "mode=755,size=1m") != 0 || chdir(place) != 0)
         return off(LAYER_ROOT, "tmpfs", errno);
     mode_t mask = umask(022); // another user must pass these directories
     for (int i = 0; i < options.path_count; i++)
@@ -323,18 +335,6 @@ static bool change_root(void)
 
 // ---- user and limits ----------------------------------------------------------------------------------------------
 
-// A device may belong to a group; that one is kept. In a user namespace groups cannot be set, and stay as they are.
-static bool set_groups(void)
-{
-    gid_t groups[PATHS_MAX];
-    size_t count = 0;
-    struct stat status;
-    for (int i = 0; i < options.path_count; i++)
-        if (options.paths[i].writable && stat(options.paths[i].name, &status) == 0)
-            groups[count++] = status.st_gid;
-    return setgroups(count, groups) == 0;
-}
-
 static void change_user(void)
 {
     uid_t user = FIRST_USER + (uid_t)launcher.pid;
@@ -343,7 +343,7 @@ static void change_user(void)
     // Without a root of its own the files could not be reached: the directories above them may be this user's alone.
     if (!shared->layers[LAYER_ROOT].on)
         off(LAYER_USER, "root", shared->layers[LAYER_ROOT].error);
-    else if (!set_groups() || setresgid(user, user, user) != 0 || setresuid(user, user, user) != 0)
+    else if (setgroups(0, NULL) != 0 || setresgid(user, user, user) != 0 || setresuid(user, user, user) != 0)
         off(LAYER_USER, "setresuid", errno);
     else
         on(LAYER_USER);

@@ -22,6 +22,7 @@ internal sealed class VmmProcess : IAsyncDisposable
     private const int ControlDescriptor = 3;
     private const int MaxPacket = 4096;
     private static readonly TimeSpan StartTimeLimit = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan EndTimeLimit = TimeSpan.FromSeconds(1);
     private static readonly TimeSpan TeardownTimeLimit = TimeSpan.FromSeconds(10);
 
     private readonly ChildProcess _launcher;
@@ -177,10 +178,26 @@ internal sealed class VmmProcess : IAsyncDisposable
         }
 
         _launcher.Dispose();
-        _pidFd.Dispose();
         if (Directory.Exists(_runDirectory))
         {
-            Directory.Delete(_runDirectory, recursive: true); // the launcher itself was killed
+            RemoveForLauncher();
+        }
+
+        _pidFd.Dispose();
+    }
+
+    // The launcher itself was killed. A VMM that takes long to end is left to the next run, which finds the directory unlocked.
+    private void RemoveForLauncher()
+    {
+        _pidFd.WaitForExit(EndTimeLimit);
+        try
+        {
+            Cgroups.Host.EndAbandoned(Path.GetFileName(_runDirectory));
+            Directory.Delete(_runDirectory, recursive: true);
+        }
+        catch (IOException)
+        {
+            // Its cgroup still has a process.
         }
     }
 
