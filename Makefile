@@ -2,15 +2,15 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-nested chaos fuzz check bench bench-memory bench-deephaven install clean
+.PHONY: help setup build demo test test-nested chaos sweep fuzz check bench bench-memory bench-deephaven install clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DH := bin/dh
 
-# qemu, mmdebstrap and what follows are used by `dh`; gcc and the libraries by its build.
-PACKAGES := qemu-system-x86 mmdebstrap procps e2fsprogs xz-utils zstd uidmap debian-archive-keyring gcc libc6-dev zlib1g-dev
+# qemu, mmdebstrap and what follows are used by `dh`; procps and strace by its tests; gcc and the libraries by its build.
+PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd uidmap debian-archive-keyring procps strace gcc libc6-dev zlib1g-dev
 # What publishing reads; bin/dh is made again when one of them is newer.
 SOURCES := $(shell find src native guest templates \( -name obj -o -name bin \) -prune -o -type f -print 2>/dev/null) \
 	Directory.Build.props Directory.Packages.props global.json
@@ -56,6 +56,10 @@ test-nested: setup build ## Run dh under KVM, in an emulated machine that has it
 chaos: setup build ## Kill dh, its launcher or its VMM at random moments (CHAOS_RUNS, CHAOS_SEED); nothing may be left
 	$(DH) vm prepare
 	test/chaos/run
+
+sweep: setup build ## Fail each system call of the launcher with each plausible errno (SWEEP_ERRORS; half an hour)
+	$(DH) vm prepare
+	test/sweep/run
 
 fuzz: setup ## Parse a million hostile inputs (FUZZ_COUNT, FUZZ_SEED)
 	@seed=$${FUZZ_SEED:-$$((RANDOM * 32768 + RANDOM))} count=$${FUZZ_COUNT:-1000000}; echo "FUZZ_SEED=$$seed FUZZ_COUNT=$$count"; \
