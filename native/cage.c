@@ -269,6 +269,15 @@ static bool make_directories(char *path)
     return true;
 }
 
+// A file that only its owner may read, or execute: another user would not get the VMM started.
+static bool is_private(const struct stat *status)
+{
+    mode_t needed = S_IROTH | (status->st_mode & S_IXUSR ? S_IXOTH : 0);
+    return !S_ISDIR(status->st_mode) && (status->st_mode & needed) != needed;
+}
+
+static bool has_private_file;
+
 // Shows one file or tree of the host at the same place below the working directory. What the host does not have is left out.
 static bool show(const struct path *path)
 {
@@ -290,6 +299,7 @@ static bool show(const struct path *path)
     // As root a device is made anew, for the cage's user: the host's own may be root's alone. In a user namespace there are no new devices.
     if (path->writable && !shared->in_user_namespace)
         return mknod(place, S_IFCHR, status.st_rdev) == 0 && chmod(place, 0666) == 0;
+    has_private_file |= is_private(&status);
     int file = S_ISDIR(status.st_mode) ? -1 : open(place, O_CREAT | O_RDONLY | O_CLOEXEC, 0644);
     if (file >= 0)
         close(file);
@@ -343,6 +353,8 @@ static void change_user(void)
     // Without a root of its own the files could not be reached: the directories above them may be this user's alone.
     if (!shared->layers[LAYER_ROOT].on)
         off(LAYER_USER, "root", shared->layers[LAYER_ROOT].error);
+    else if (has_private_file)
+        off(LAYER_USER, "permissions", EACCES);
     else if (setgroups(0, NULL) != 0 || setresgid(user, user, user) != 0 || setresuid(user, user, user) != 0)
         off(LAYER_USER, "setresuid", errno);
     else

@@ -42,6 +42,8 @@ public sealed record CageLayer(string Name, bool IsOn, string? Reason)
     /// <summary>How to get it; null when it is there.</summary>
     public string? Advice => IsOn ? null : Name switch
     {
+        "user" when Reason?.StartsWith("permissions", StringComparison.Ordinal) == true =>
+            "let others read and execute QEMU and the preload library, and read the snapshot's kernel and initrd (chmod a+rX)",
         "cgroup" => "run as root on a host with the cgroup controllers memory, pids and cpu; without them limits on the process stand in",
         "landlock" => "Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and landlock in the boot parameter lsm=",
         "system-calls" or LateLock => "a kernel with CONFIG_SECCOMP_FILTER, and a container profile that allows seccomp",

@@ -127,6 +127,21 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
     }
 
     [Fact(Timeout = 60_000)]
+    public async Task A_QEMU_that_only_its_owner_may_read_runs_as_its_owner_and_says_so()
+    {
+        string qemu = _own.Write("qemu", "#!/bin/sh\nexec /usr/bin/qemu-system-x86_64 \"$@\"\n");
+        var environment = new Dictionary<string, string> { ["DH_QEMU"] = qemu };
+        File.SetUnixFileMode(qemu, UnixFileMode.UserRead | UnixFileMode.UserExecute);
+        Assert.Equal(new ProgramResult(0, "2\n", ""), await _own.Dh.RunAsync(["exec", "-c", "1+1"], environment: environment));
+        if (Environment.UserName == "root")
+        {
+            var refused = await _own.Dh.RunAsync(["exec", "--require-isolation", "emulated+cage", "-c", "1+1"], environment: environment);
+            Assert.Equal((125, ""), (refused.ExitCode, refused.Output));
+            Assert.Contains("Layer user is off (permissions: EACCES): let others read and execute QEMU", refused.Error, StringComparison.Ordinal);
+        }
+    }
+
+    [Fact(Timeout = 60_000)]
     public async Task A_launcher_that_is_killed_takes_its_caged_VMM_along()
     {
         await using var sandbox = await Sandbox.RestoreAsync(Snapshot, new SandboxOptions { Home = Home, RequireIsolation = IsolationClass.EmulatedCage }, Cancellation);
