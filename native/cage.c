@@ -89,6 +89,13 @@ static bool off(enum layer layer, const char *step, int error)
     return false;
 }
 
+static size_t describe(enum layer layer, char *text, size_t size)
+{
+    return (size_t)(shared->layers[layer].on
+        ? snprintf(text, size, " +%s", names[layer])
+        : snprintf(text, size, " -%s:%s:%s", names[layer], shared->layers[layer].step, strerrorname_np(shared->layers[layer].error)));
+}
+
 // ---- options ------------------------------------------------------------------------------------------------------
 
 static bool add_path(const char *name, bool writable)
@@ -162,25 +169,19 @@ static bool set_up_cgroup(int number)
     return true;
 }
 
-// In the launcher, before the fork: what cannot be set up is not joined.
-static void set_up_cgroups(void)
+void cage_join(pid_t pid, char *text, size_t size)
 {
-    if (options.cgroup_count == 0) {
-        off(LAYER_CGROUP, "controllers", ENOENT);
+    *text = '\0';
+    if (options.cgroup_count == 0)
         return;
-    }
-    bool complete = true;
-    for (int i = 0; i < options.cgroup_count && complete; i++)
-        complete = set_up_cgroup(i);
-    if (complete)
+    char process[16];
+    snprintf(process, sizeof process, "%d", pid);
+    bool joined = true;
+    for (int i = 0; i < options.cgroup_count && joined; i++)
+        joined = set_up_cgroup(i) && (write_file(options.cgroups[i], "cgroup.procs", process) || off(LAYER_CGROUP, "cgroup.procs", errno));
+    if (joined)
         on(LAYER_CGROUP);
-}
-
-static void join_cgroups(void)
-{
-    for (int i = 0; i < options.cgroup_count && shared->layers[LAYER_CGROUP].on; i++)
-        if (!write_file(options.cgroups[i], "cgroup.procs", "0"))
-            off(LAYER_CGROUP, "cgroup.procs", errno);
+    describe(LAYER_CGROUP, text, size);
 }
 
 void cage_remove(void (*failed)(const char *step, int error, const char *object))
@@ -212,7 +213,6 @@ pid_t cage_fork(void)
     launcher.pid = getpid();
     launcher.user = geteuid();
     launcher.group = getegid();
-    set_up_cgroups();
     pid_t pid = launcher.user == 0 ? fork_with(CLONE_NEWPID) : -1;
     if (pid < 0)
         pid = fork_with(CLONE_NEWUSER | CLONE_NEWPID);
@@ -385,7 +385,7 @@ static void set_limits(void)
     if (shared->layers[LAYER_USER].on && options.processes != RLIM_INFINITY &&
         setrlimit(RLIMIT_NPROC, &(struct rlimit){options.processes, options.processes}) != 0)
         off(LAYER_LIMITS, "RLIMIT_NPROC", errno);
-    if (!shared->layers[LAYER_CGROUP].on && options.address_space != RLIM_INFINITY &&
+    if (options.address_space != RLIM_INFINITY &&
         setrlimit(RLIMIT_AS, &(struct rlimit){options.address_space, options.address_space}) != 0)
         off(LAYER_LIMITS, "RLIMIT_AS", errno);
 }
@@ -452,7 +452,6 @@ void cage_enter(void)
 {
     if (!options.wanted)
         return;
-    join_cgroups();
     if (shared->in_user_namespace)
         map_user();
     leave_namespaces();
@@ -481,8 +480,11 @@ void cage_lock(void)
 void cage_report(char *text, size_t size)
 {
     *text = '\0';
-    for (size_t layer = 0, length = 0; options.wanted && layer < LAYERS && length < size; layer++)
-        length += (size_t)(shared->layers[layer].on
-            ? snprintf(text + length, size - length, " +%s", names[layer])
-            : snprintf(text + length, size - length, " -%s:%s:%s", names[layer], shared->layers[layer].step, strerrorname_np(shared->layers[layer].error)));
+    if (!options.wanted)
+        return;
+    if (options.cgroup_count == 0)
+        off(LAYER_CGROUP, "controllers", ENOENT);
+    for (size_t layer = 0, length = 0; layer < LAYERS && length < size; layer++)
+        if (layer != LAYER_CGROUP || options.cgroup_count == 0)
+            length += describe(layer, text + length, size - length);
 }

@@ -20,7 +20,7 @@ enum layer {
     LAYER_UTS,          // a uts namespace: the host's name is not seen
     LAYER_ROOT,         // a mount namespace whose root has the files that the VMM reads, and nothing that can be written
     LAYER_LIMITS,       // descriptors, processes, written bytes, address space
-    LAYER_CGROUP,       // memory without swap, processes, processor weight
+    LAYER_CGROUP,       // joined last, in the launcher: memory without swap, processes, processor weight
     LAYER_LANDLOCK,     // the same files once more, by Landlock
     LAYER_CALLS,        // the system calls that a VMM needs to start
     LAYERS,
@@ -41,6 +41,10 @@ void cage_lock(void);
 
 // What became of the layers, in the launcher, once the child was executed: ` +LAYER` and ` -LAYER:STEP:ERRNO`. Nothing without a cage.
 void cage_report(char *text, size_t size);
+
+// Puts the VMM into its cgroups, and says what became of that in the same way; nothing where there are none. After its execution, because
+// joining takes as long as the kernel takes to see all processors idle once (some milliseconds), in which the VMM starts.
+void cage_join(pid_t pid, char *text, size_t size);
 
 // Kills what is left in the cage's cgroups, and removes them; called when the VMM was reaped.
 void cage_remove(void (*failed)(const char *step, int error, const char *object));

@@ -22,6 +22,7 @@
 // Control, launcher to dh:
 //   started PID [LAYER]...       the VMM was executed; carries its pidfd. With a cage, what it is made of: `+NAME`, and
 //                                `-NAME:STEP:ERRNO` for what this machine did not grant
+//   joined LAYER                 the same of its cgroups, which it joins while it starts
 //   exited CODE | signaled N     the VMM was reaped; the run directory stays for dh to read, until end of file
 //   failed STEP ERRNO OBJECT     the last message: nothing is left running, and the run directory is gone if it can be
 // Control, dh to launcher:
@@ -135,7 +136,7 @@ static void must(bool done, const char *step, const char *object)
 
 // ---- control ------------------------------------------------------------------------------------------------------
 
-// A report that cannot be sent is dropped: dh is gone, and end of file says so. Three reports never fill the socket.
+// A report that cannot be sent is dropped: dh is gone, and end of file says so. Four reports never fill the socket.
 static void report(int descriptor, const char *format, ...)
 {
     char text[sizeof failure + 64];
@@ -363,6 +364,9 @@ static void finish_start(int steps)
     char layers[512];
     cage_report(layers, sizeof layers);
     report(vmm.pidfd, "started %d%s", vmm.pid, layers);
+    cage_join(vmm.pid, layers, sizeof layers);
+    if (*layers)
+        report(-1, "joined%s", layers);
 }
 
 static void reap_vmm(void)

@@ -21,6 +21,7 @@ public static class CageProbe
         };
         await using var process = VmmProcess.Start(
             options, new Dictionary<string, string>(), [options.Installation.LauncherPath, "tsc-khz"], [], QemuCage.ForProbe(options));
+        await process.Exited.ConfigureAwait(false); // by then it has joined its cgroups
         return [.. process.Cage, LateLock()];
     }
 

@@ -48,8 +48,8 @@ internal sealed class VmmProcess : IAsyncDisposable
     /// <summary>The VMM's number.</summary>
     public int Pid { get; }
 
-    /// <summary>The layers of its cage; none without one.</summary>
-    public IReadOnlyList<CageLayer> Cage { get; }
+    /// <summary>The layers of its cage; none without one. That of its cgroups comes while it starts.</summary>
+    public IReadOnlyList<CageLayer> Cage { get; private set; }
 
     /// <summary>Completes when the VMM was reaped, or when its launcher, without which it cannot live, is gone.</summary>
     public Task<VmmExit> Exited => _exited.Task;
@@ -257,15 +257,20 @@ internal sealed class VmmProcess : IAsyncDisposable
         {
             for (int length; (length = await _control.ReceiveAsync(packet, SocketFlags.None).ConfigureAwait(false)) > 0;)
             {
-                if (ParseExit(Encoding.UTF8.GetString(packet, 0, length)) is { } exit)
+                string text = Encoding.UTF8.GetString(packet, 0, length);
+                if (ParseExit(text) is { } exit)
                 {
                     _exited.TrySetResult(exit);
                 }
+                else if (text.Split(' ') is ["joined", var layer])
+                {
+                    Cage = [.. Cage, .. CageLayer.Parse([layer])];
+                }
             }
         }
-        catch (Exception e) when (e is SocketException or ObjectDisposedException)
+        catch (Exception e) when (e is SocketException or ObjectDisposedException or DhException)
         {
-            // The same as an end of file: unix(7) reports ECONNRESET when the peer closed with unread data.
+            // The same as an end of file: unix(7) reports ECONNRESET when the peer closed with unread data. So is a launcher that cannot be understood.
         }
 
         // Without its launcher a VMM gets SIGKILL as its parent-death signal; one that has changed its user since does not (prctl(2)).

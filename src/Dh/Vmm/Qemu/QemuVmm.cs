@@ -26,6 +26,7 @@ internal sealed class QemuVmm : IVmm
     private readonly Accelerator _accelerator;
     private readonly TimeSpan _stepTimeLimit;
     private readonly Socket? _lock;
+    private CageLayer[] _lateLock = [];
     private SafeSocketHandle? _handshake;
     private SafeFileHandle? _backing;
 
@@ -37,7 +38,6 @@ internal sealed class QemuVmm : IVmm
         _lock = @lock;
         _accelerator = accelerator;
         _stepTimeLimit = options.StepTimeLimit;
-        Cage = process.Cage;
         _console = console;
         _statePath = statePath;
         _stateDescriptor = stateDescriptor;
@@ -53,7 +53,7 @@ internal sealed class QemuVmm : IVmm
     public int ProcessId => _process.Pid;
 
     /// <inheritdoc/>
-    public IReadOnlyList<CageLayer> Cage { get; private set; }
+    public IReadOnlyList<CageLayer> Cage => [.. _process.Cage, .. _lateLock];
 
     /// <inheritdoc/>
     public Task<VmmExit> Exited => _process.Exited;
@@ -125,7 +125,7 @@ internal sealed class QemuVmm : IVmm
 
         if (_lock is not null)
         {
-            Cage = [.. Cage, await LateLock.CloseAsync(_lock, _accelerator, _stepTimeLimit, AppendedLastWords, cancellationToken).ConfigureAwait(false)];
+            _lateLock = [await LateLock.CloseAsync(_lock, _accelerator, _stepTimeLimit, AppendedLastWords, cancellationToken).ConfigureAwait(false)];
         }
     }
 
