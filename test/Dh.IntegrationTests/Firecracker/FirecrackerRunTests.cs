@@ -43,7 +43,7 @@ public sealed class FirecrackerRunTests : IAsyncLifetime
     {
         await UseAsync("split 20 30");
         var result = await _home.Dh.ExecAsync(Code, "--memory-policy", "eager", "--verbose");
-        Assert.Equal((0, "42\n"), (result.ExitCode, result.Output));
+        Assert.True(result is { ExitCode: 0, Output: "42\n" }, result.ToString());
         Assert.Contains("UFFD: populated 3 regions, 64 MiB", result.Error, StringComparison.Ordinal);
     }
 
