@@ -34,6 +34,12 @@ public enum PagePlacement
 /// <param name="Bytes">Bytes that went in, a multiple of the page size; 0 unless <see cref="PagePlacement.Complete"/> or <see cref="PagePlacement.Partial"/>.</param>
 public readonly record struct PagePlacementResult(PagePlacement Outcome, long Bytes);
 
+/// <summary>A copy into registered memory.</summary>
+/// <param name="Destination">Address in the memory of the process that made the userfaultfd, page-aligned.</param>
+/// <param name="Source">Address in this process.</param>
+/// <param name="Length">Bytes, a multiple of the page size.</param>
+public readonly record struct PageCopy(ulong Destination, nuint Source, ulong Length);
+
 /// <summary>Kinds of events (linux/userfaultfd.h, UFFD_EVENT_*).</summary>
 public enum UserfaultfdEventKind
 {
@@ -216,6 +222,28 @@ public sealed class Userfaultfd : IDisposable
         int result = Libc.Ioctl((int)_handle.DangerousGetHandle(), UFFDIO_COPY, (nint)(&copy));
         GC.KeepAlive(_handle);
         return Placement(result, copy.Copied, "UFFDIO_COPY", destination, length);
+    }
+
+    /// <summary>Makes one copy after the other until one does not go in whole; why, <see cref="Copy"/> says of that one.</summary>
+    /// <param name="copies">As for <see cref="Copy"/>.</param>
+    /// <returns>How many went in whole, from the first on.</returns>
+    /// <exception cref="ObjectDisposedException">It is closed. It must not be closed while this is under way.</exception>
+    public unsafe int CopyAll(ReadOnlySpan<PageCopy> copies)
+    {
+        ObjectDisposedException.ThrowIf(_handle.IsClosed, this);
+        int descriptor = (int)_handle.DangerousGetHandle(), done = 0;
+        for (; done < copies.Length; done++)
+        {
+            var copy = new UffdioCopy { Destination = copies[done].Destination, Source = copies[done].Source, Length = copies[done].Length };
+            // SAFETY: as in Copy.
+            if (Libc.Ioctl(descriptor, UFFDIO_COPY, (nint)(&copy)) != 0)
+            {
+                break;
+            }
+        }
+
+        GC.KeepAlive(_handle);
+        return done;
     }
 
     /// <summary>Maps the kernel's zero page into a registered range (UFFDIO_ZEROPAGE). Not possible with huge pages.</summary>

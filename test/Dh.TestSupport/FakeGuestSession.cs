@@ -69,7 +69,7 @@ internal sealed class FakeGuestSession(FakeFirecrackerGuest guest, Stream stream
             var (outcome, code) = ("exited", 0);
             if (guest.ChecksMemory && await run.Vcpu.CheckAsync() is (var pages, > 0 and var differing))
             {
-                await run.PrintErrorAsync($"{differing} of {pages} pages are not what they were\n");
+                await run.PrintErrorAsync($"{differing} of {pages} pages are not what they were; {run.Vcpu.FirstDifference}\n");
                 (outcome, code) = ("signaled", 128 + SigBus);
             }
             else

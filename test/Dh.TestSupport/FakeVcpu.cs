@@ -21,10 +21,19 @@ public sealed class FakeVcpu : IDisposable
     /// <param name="offset">In bytes; a multiple of 4,096.</param>
     /// <param name="length">In bytes; 0 for all that follows.</param>
     /// <returns>How many pages were read, and how many of them differ.</returns>
-    public async Task<(long Pages, long Differing)> CheckAsync(long offset = 0, long length = 0) =>
-        await AskAsync($"check {offset} {length}") is ["checked", var pages, var differing]
-            ? (long.Parse(pages, CultureInfo.InvariantCulture), long.Parse(differing, CultureInfo.InvariantCulture))
-            : throw new InvalidDataException("no `checked`");
+    public async Task<(long Pages, long Differing)> CheckAsync(long offset = 0, long length = 0)
+    {
+        if (await AskAsync($"check {offset} {length}") is not ["checked", var pages, var differing, .. var first])
+        {
+            throw new InvalidDataException("no `checked`");
+        }
+
+        FirstDifference = string.Join(' ', first);
+        return (long.Parse(pages, CultureInfo.InvariantCulture), long.Parse(differing, CultureInfo.InvariantCulture));
+    }
+
+    /// <summary>What the last check found where the first page differs; empty when none did.</summary>
+    public string FirstDifference { get; private set; } = "";
 
     /// <summary>Writes to each of these pages.</summary>
     public Task WriteAsync(long offset, long length) => AskAsync($"write {offset} {length}");

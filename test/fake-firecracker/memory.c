@@ -300,11 +300,16 @@ void memory_inflate_balloon(size_t mib)
 
 // ---- the virtual CPU
 
-static size_t check(size_t offset, size_t length)
+// Counts the pages that are not what they were, and says what the first of them holds.
+static size_t check(size_t offset, size_t length, char *first, size_t size)
 {
+    uint64_t zero = hash_words(FNV_START, (const char[PAGE]){ 0 });
     size_t differing = 0;
-    for (size_t at = offset; at < offset + length; at += PAGE)
-        differing += hash_words(FNV_START, at_offset(at)) != hashes[at / PAGE];
+    for (size_t at = offset; at < offset + length; at += PAGE) {
+        uint64_t hash = hash_words(FNV_START, at_offset(at));
+        if (hash != hashes[at / PAGE] && differing++ == 0)
+            snprintf(first, size, "at %zu %s, and %s", at, hashes[at / PAGE] == zero ? "were zeros" : "was data", hash == zero ? "are zeros" : "is other data");
+    }
     return differing;
 }
 
@@ -342,7 +347,9 @@ static void *run_vcpu(void *unused)
         pthread_mutex_lock(&may_run);
         if (sscanf(line, "check %zu %zu", &offset, &length) >= 1) {
             length = length ? length : total - offset;
-            fprintf(words, "checked %zu %zu\n", length / PAGE, check(offset, length));
+            char first[96] = "";
+            size_t differing = check(offset, length, first, sizeof first);
+            fprintf(words, "checked %zu %zu %s\n", length / PAGE, differing, first);
         } else if (sscanf(line, "write %zu %zu", &offset, &length) == 2) {
             write_pages(offset, length);
             fprintf(words, "written %zu\n", length / PAGE);

@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using System.Runtime.InteropServices;
 using Dh.Linux;
 
 namespace Dh.Paging;
@@ -14,6 +15,9 @@ internal sealed class CopyWorkers : IDisposable
     /// lets those wait for as long: some tenths of a millisecond.
     /// </summary>
     private const ulong BatchLength = 512 << 10;
+
+    /// <summary>Pieces that are copied in one go, in which nothing but the copies takes time: runs of a working set have two pages in the mean.</summary>
+    private const int CopiesAtOnce = 128;
 
     private readonly IMemorySource _source;
     private readonly bool _inBackground;
@@ -174,18 +178,27 @@ internal sealed class CopyWorkers : IDisposable
         copier?.Enter();
         try
         {
-            for (int i = _batches[batch]; i < _batches[batch + 1]; i++)
+            var pieces = CollectionsMarshal.AsSpan(_pieces)[_batches[batch].._batches[batch + 1]];
+            Span<PageCopy> copies = stackalloc PageCopy[CopiesAtOnce];
+            while (!pieces.IsEmpty)
             {
-                var piece = _pieces[i];
-                switch (_memory!.CopyPiece(piece, reader))
+                int done = _memory!.CopyUntouched(pieces, reader, copies);
+                if (done == 0)
                 {
-                    case Placement.VmmGone:
-                        _vmmGone = true;
-                        return false;
-                    case Placement.Refused:
-                        _refused.Enqueue(piece);
-                        break;
+                    switch (_memory.CopyPiece(pieces[0], reader))
+                    {
+                        case Placement.VmmGone:
+                            _vmmGone = true;
+                            return false;
+                        case Placement.Refused:
+                            _refused.Enqueue(pieces[0]);
+                            break;
+                    }
+
+                    done = 1;
                 }
+
+                pieces = pieces[done..];
             }
         }
         finally

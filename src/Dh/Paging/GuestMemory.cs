@@ -144,6 +144,44 @@ internal sealed class GuestMemory : IDisposable
     }
 
     /// <summary>
+    /// Copies pieces of which nothing is in place yet, in one go, up to one that is another matter: that one is for <see cref="CopyPiece"/>.
+    /// Called as that is.
+    /// </summary>
+    /// <param name="pieces">The pieces.</param>
+    /// <param name="reader">The thread's reader.</param>
+    /// <param name="copies">Room for the copies.</param>
+    /// <returns>How many are in place now, from the first on.</returns>
+    /// <exception cref="PageServerException">The memory file cannot be read.</exception>
+    public int CopyUntouched(ReadOnlySpan<CopyPiece> pieces, IMemoryReader reader, Span<PageCopy> copies)
+    {
+        int count = 0, most = reader.IsMapped ? Math.Min(pieces.Length, copies.Length) : 0;
+        for (; count < most && IsMissing(pieces[count]); count++)
+        {
+            var piece = pieces[count];
+            ulong length = piece.Length;
+            nuint source = reader.ReadUndamaged(piece.Offset, ref length, ref _warning);
+            if (length < piece.Length)
+            {
+                break;
+            }
+
+            copies[count] = new PageCopy(piece.Address, source, length);
+        }
+
+        int done = _uffd.CopyAll(copies[..count]);
+        long bytes = 0;
+        foreach (var piece in pieces[..done])
+        {
+            var region = RegionOf(piece.Address)!;
+            region.Pages.MarkPresent(region.PageOf(piece.Address), (long)(piece.Length / region.PageSize));
+            bytes += (long)piece.Length;
+        }
+
+        Interlocked.Add(ref _copiedBytes, bytes);
+        return done;
+    }
+
+    /// <summary>
     /// Reads the events that wait, records what was removed, and hands out who waits. Should some be left, no copy goes wrong: the kernel
     /// refuses copies as long as a REMOVE was not read.
     /// </summary>
@@ -357,6 +395,13 @@ internal sealed class GuestMemory : IDisposable
         {
             copier.Exit();
         }
+    }
+
+    private bool IsMissing(in CopyPiece piece)
+    {
+        var region = RegionOf(piece.Address)!;
+        long first = region.PageOf(piece.Address), page = first, end = first + (long)(piece.Length / region.PageSize);
+        return region.Pages.NextMissing(ref page, end) == end - first;
     }
 
     private bool Unregister(ulong address, ulong length)

@@ -28,6 +28,9 @@ public interface IMemorySource : IDisposable
 /// <summary>One thread's way to the contents of guest memory.</summary>
 public interface IMemoryReader : IDisposable
 {
+    /// <summary>Whether an address stays good as long as the reader, and not only until the next call.</summary>
+    bool IsMapped { get; }
+
     /// <summary>
     /// The address in this process of bytes that the kernel can copy from, good until the next call. Bytes of a mapped file may vanish when
     /// the file is truncated: the copy then fails.

@@ -23,6 +23,9 @@ internal sealed class Lz4Reader(string path, SafeFileHandle file, Lz4MemoryFile 
     private int _end;
 
     /// <inheritdoc/>
+    public bool IsMapped => false;
+
+    /// <inheritdoc/>
     public nuint Read(long offset, ref ulong length)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(offset);

@@ -76,6 +76,8 @@ public sealed class SparseFileSource : IMemorySource
 
     private sealed class Reader(MemoryMapping mapping) : IMemoryReader
     {
+        public bool IsMapped => true;
+
         public nuint Read(long offset, ref ulong length)
         {
             ArgumentOutOfRangeException.ThrowIfNegative(offset);

@@ -203,6 +203,8 @@ public sealed class WorkingSetSource : IMemorySource
         private long _lastOffset = -1;
         private long _lastChunk = -1;
 
+        public bool IsMapped => memory.IsMapped;
+
         public nuint Read(long offset, ref ulong length)
         {
             // Mostly runs are read one after the other.

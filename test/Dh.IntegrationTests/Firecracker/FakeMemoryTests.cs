@@ -101,7 +101,11 @@ public sealed class FakeMemoryTests : IAsyncLifetime
         using var listener = PageServer.Bind(Path.Combine(process.Directory, "uffd.sock"));
         using var api = process.Connect();
         var load = api.AskAsync("PUT", "/snapshot/load", Load);
-        (await listener.AcceptAsync(Cancellation)).Dispose();
+        using (var accepted = await listener.AcceptAsync(Cancellation))
+        {
+            Assert.NotEqual(0, await accepted.ReceiveAsync(new byte[4096], Cancellation)); // the handshake, whose descriptor is dropped
+        }
+
         await Assert.ThrowsAsync<TimeoutException>(() => load.WaitAsync(TimeSpan.FromMilliseconds(500), Cancellation));
         process.Kill();
         Assert.Equal(137, await process.WaitForExitAsync());

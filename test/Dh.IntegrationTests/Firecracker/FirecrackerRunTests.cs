@@ -43,7 +43,7 @@ public sealed class FirecrackerRunTests : IAsyncLifetime
     {
         await UseAsync("split 20 30");
         var result = await _home.Dh.ExecAsync(Code, "--memory-policy", "eager", "--verbose");
-        Assert.Equal((0, "42\n"), (result.ExitCode, result.Output));
+        Assert.True(result is { ExitCode: 0, Output: "42\n" }, result.ToString());
         Assert.Contains("UFFD: populated 3 regions, 64 MiB", result.Error, StringComparison.Ordinal);
     }
 
@@ -145,17 +145,23 @@ public sealed class FirecrackerRunTests : IAsyncLifetime
     [Fact(Timeout = 60_000)]
     public async Task A_Firecracker_that_dies_while_code_runs_is_a_failure_with_its_last_words()
     {
+        var arrived = new TaskCompletionSource();
         _home.Fake.Guest.Programs["dies"] = async run =>
         {
             await run.PrintAsync("before\n");
+            await arrived.Task; // Firecracker itself carries it, and must not die with it
             await run.Vcpu.DieAsync(9);
             await Task.Delay(Timeout.InfiniteTimeSpan, run.Cancelled);
             return 0;
         };
-        var result = await _home.Dh.ExecAsync("dies");
-        Assert.Equal((125, "before\n"), (result.ExitCode, result.Output));
-        Assert.StartsWith("dh: The microVM ended while code ran (killed by signal 9). Its last words:\n", result.Error, StringComparison.Ordinal);
-        Assert.Contains("Kernel panic - not syncing: the guest ends its machine", result.Error, StringComparison.Ordinal);
+        using var dh = _home.Dh.Start(["exec", "-c", "dies"]);
+        Assert.Equal("before", await dh.StandardOutput.ReadLineAsync(Cancellation));
+        arrived.SetResult();
+        string output = await dh.StandardOutput.ReadToEndAsync(Cancellation), error = await dh.StandardError.ReadToEndAsync(Cancellation);
+        await dh.WaitForExitAsync(Cancellation);
+        Assert.Equal((125, ""), (dh.ExitCode, output));
+        Assert.StartsWith("dh: The microVM ended while code ran (killed by signal 9). Its last words:\n", error, StringComparison.Ordinal);
+        Assert.Contains("Kernel panic - not syncing: the guest ends its machine", error, StringComparison.Ordinal);
         await _home.AssertNothingLeftAsync("the death of Firecracker");
     }
 

@@ -175,6 +175,8 @@ public sealed class GuestMemoryModelTests : IDisposable
 
         private sealed class Reader(SlowSource slow, IMemoryReader reader) : IMemoryReader
         {
+            public bool IsMapped => reader.IsMapped;
+
             public nuint Read(long offset, ref ulong length)
             {
                 if (Interlocked.Increment(ref slow._reads) <= slow._slowReads)
