@@ -42,7 +42,7 @@ public sealed class PoolDaemon : IAsyncDisposable
         _listener = listener;
         _machines = machines;
         _log = log;
-        _pool = new SandboxPool(machines, () => HostMemory.AvailableBytes, Environment.ProcessorCount, options.Sandbox.RestoreTimeLimit, log);
+        _pool = new SandboxPool(machines, () => HostMemory.AvailableBytes, new PoolLimits(Environment.ProcessorCount, options.Sandbox.RestoreTimeLimit), log);
     }
 
     /// <summary>Takes the pool's lock and listens; <see cref="RunAsync"/> keeps the sandboxes.</summary>

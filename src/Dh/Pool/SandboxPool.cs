@@ -11,14 +11,12 @@ internal sealed class SandboxPool : IAsyncDisposable
 {
     private const int KeptWaits = 1000;
     private static readonly TimeSpan ReplaceAfter = TimeSpan.FromMilliseconds(25);
-    private static readonly TimeSpan FirstBackoff = TimeSpan.FromSeconds(1);
-    private static readonly TimeSpan LongestBackoff = TimeSpan.FromSeconds(30);
+    private const int MaxDoublings = 5;
 
     private readonly Lock _lock = new();
     private readonly IPoolMachines _machines;
     private readonly Func<long> _availableBytes;
-    private readonly int _concurrency;
-    private readonly TimeSpan _stepLimit;
+    private readonly PoolLimits _limits;
     private readonly HashSet<PoolSlot> _slots = [];
     private readonly LinkedList<PoolSlot> _ready = new();
     private readonly LinkedList<Waiter> _waiters = new();
@@ -33,19 +31,18 @@ internal sealed class SandboxPool : IAsyncDisposable
     private long _notBefore;
     private bool _ending;
     private bool _isShort;
+    private string _lastFailure = "";
 
     /// <summary>Makes an empty pool; <see cref="Resize"/> begins to fill it.</summary>
     /// <param name="machines">Makes its machines.</param>
     /// <param name="availableBytes">How much memory may still be taken, in bytes.</param>
-    /// <param name="concurrency">How many machines are restored at once, at most; half as many while nobody waits.</param>
-    /// <param name="stepLimit">How long a restore may take, and the run that does nothing.</param>
+    /// <param name="limits">How many at once, and how long.</param>
     /// <param name="log">Is told what happens.</param>
-    public SandboxPool(IPoolMachines machines, Func<long> availableBytes, int concurrency, TimeSpan stepLimit, PoolLog log)
+    public SandboxPool(IPoolMachines machines, Func<long> availableBytes, PoolLimits limits, PoolLog log)
     {
         _machines = machines;
         _availableBytes = availableBytes;
-        _concurrency = concurrency;
-        _stepLimit = stepLimit;
+        _limits = limits;
         Log = log;
     }
 
@@ -127,6 +124,12 @@ internal sealed class SandboxPool : IAsyncDisposable
 
             waiter.Node = _waiters.AddLast(waiter);
             Fill();
+            if (Starting == 0 && Hopelessness() is { } why)
+            {
+                _waiters.Remove(waiter.Node);
+                waiter.Node = null;
+                return Task.FromException<PoolSlot>(new DhException(DhErrorReason.Host, why));
+            }
         }
 
         // Outside the lock: a token that is cancelled already calls at once.
@@ -238,7 +241,8 @@ internal sealed class SandboxPool : IAsyncDisposable
             if (failure is not null && before)
             {
                 // Not at once again: what failed mostly fails again, and takes a processor while it does.
-                var backoff = TimeSpan.FromTicks(Math.Min(LongestBackoff.Ticks, FirstBackoff.Ticks << Math.Min(_failuresInRow++, 5)));
+                var backoff = _limits.FirstBackoff * (1 << Math.Min(_failuresInRow++, MaxDoublings));
+                _lastFailure = failure;
                 _notBefore = Stopwatch.GetTimestamp() + (long)(backoff.TotalSeconds * Stopwatch.Frequency);
                 RefuseWaiters(failure);
             }
@@ -299,6 +303,12 @@ internal sealed class SandboxPool : IAsyncDisposable
         Refill();
     }
 
+    /// <summary>Why nobody who waits will get a machine soon; null when one may come.</summary>
+    private string? Hopelessness() =>
+        Stopwatch.GetTimestamp() < _notBefore ? _lastFailure
+        : _isShort && !_slots.Any(slot => slot.State is SlotState.Running or SlotState.Ending) ? "memory does not suffice for one more."
+        : null;
+
     private void Fill()
     {
         if (_ending || Stopwatch.GetTimestamp() < _notBefore)
@@ -307,7 +317,7 @@ internal sealed class SandboxPool : IAsyncDisposable
         }
 
         int starting = Starting;
-        for (int missing = _size + _waiters.Count - _ready.Count - starting; missing > 0 && starting < (_waiters.Count > 0 ? _concurrency : (_concurrency + 1) / 2); missing--, starting++)
+        for (int missing = _size + _waiters.Count - _ready.Count - starting; missing > 0 && starting < (_waiters.Count > 0 ? _limits.Concurrency : (_limits.Concurrency + 1) / 2); missing--, starting++)
         {
             // What has been begun has not taken its memory yet.
             long bytes = _machines.BytesPerMachine, available = _availableBytes() - (starting * bytes);
@@ -325,7 +335,7 @@ internal sealed class SandboxPool : IAsyncDisposable
             _isShort = false;
             var slot = new PoolSlot { Number = ++_lastNumber };
             _slots.Add(slot);
-            _ = Task.Run(() => slot.RunAsync(this, _machines, _stepLimit));
+            _ = Task.Run(() => slot.RunAsync(this, _machines, _limits.StepLimit));
         }
     }
 
@@ -404,4 +414,13 @@ internal sealed class SandboxPool : IAsyncDisposable
 
         public CancellationTokenRegistration Cancelled { get; set; }
     }
+}
+
+/// <summary>What a pool keeps to.</summary>
+/// <param name="Concurrency">How many machines are restored at once, at most; half as many while nobody waits.</param>
+/// <param name="StepLimit">How long a restore may take, and the run that does nothing, each.</param>
+internal sealed record PoolLimits(int Concurrency, TimeSpan StepLimit)
+{
+    /// <summary>After how much time a restore that has failed is tried again; it doubles with each failure, up to 32 times.</summary>
+    public TimeSpan FirstBackoff { get; init; } = TimeSpan.FromSeconds(1);
 }
