@@ -4,6 +4,7 @@ using System.Text.Json.Serialization;
 using System.Text.Json.Serialization.Metadata;
 using Dh.Guest;
 using Dh.Paging;
+using Dh.Pool;
 using Dh.Snapshots;
 
 namespace Dh.Cli;
@@ -103,6 +104,9 @@ internal sealed record PageServerOutput(
         statistics.CopiedBytes, statistics.ZeroedBytes, statistics.RemovedBytes, statistics.Faults, population?.Warning, failure?.Message);
 }
 
+/// <summary>What <c>dh vm pool status --json</c> prints.</summary>
+internal sealed record PoolsOutput(IReadOnlyList<PoolStatus> Pools);
+
 /// <summary>What <c>dh doctor --json</c> prints.</summary>
 internal sealed record DoctorOutput(bool Ok, IReadOnlyList<CheckOutput> Checks);
 
@@ -119,6 +123,7 @@ internal sealed record CheckOutput(string Name, bool Ok, bool Required, string D
 [JsonSerializable(typeof(ExecOutput))]
 [JsonSerializable(typeof(StatusOutput))]
 [JsonSerializable(typeof(DoctorOutput))]
+[JsonSerializable(typeof(PoolsOutput))]
 [JsonSerializable(typeof(PageServerOutput))]
 internal sealed partial class JsonOutput : JsonSerializerContext
 {

@@ -40,6 +40,14 @@ internal static class Program
                 new CleanCommand(),
                 new VerifyCommand(),
                 new RecordCommand(),
+                new Command("pool", "Keeps sandboxes ready, so that dh exec answers in milliseconds.")
+                {
+                    new PoolStartCommand(),
+                    new PoolStopCommand(),
+                    new PoolStatusCommand(),
+                    new PoolScaleCommand(),
+                    new PoolLogsCommand(),
+                },
             },
             new DoctorCommand(),
             new PageServerCommand(),

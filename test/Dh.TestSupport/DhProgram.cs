@@ -48,7 +48,7 @@ public sealed class DhProgram(string home, IReadOnlyDictionary<string, string>? 
     {
         start.RedirectStandardInput = start.RedirectStandardOutput = start.RedirectStandardError = true;
         start.WorkingDirectory = Path.GetTempPath();
-        foreach (string name in (string[])["DH_VERSION", "DH_JSON", "DH_VM_NO_UFFD", "DH_TRACE", "DH_FIRECRACKER", "DH_JAILER"])
+        foreach (string name in (string[])["DH_VERSION", "DH_JSON", "DH_VM_NO_UFFD", "DH_TRACE", "DH_FIRECRACKER", "DH_JAILER", "DH_NO_POOL", "XDG_RUNTIME_DIR", "NOTIFY_SOCKET"])
         {
             start.Environment.Remove(name);
         }

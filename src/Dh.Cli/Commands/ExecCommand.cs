@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
 using Dh.Guest;
+using Dh.Pool;
 using Dh.Sandboxes;
 using Dh.Snapshots;
 
@@ -15,8 +16,8 @@ internal sealed class ExecCommand : Command
     private readonly Option<string?> _version = new("--version") { HelpName = "V", Description = "The snapshot's version (see: dh vm status)." };
     private readonly Option<string?> _template = new("--template") { HelpName = "NAME", Description = "The snapshot's template." };
     private readonly Option<double?> _timeout = new("--timeout") { HelpName = "S", Description = "Interrupt the code after S seconds: exit code 3." };
-    private readonly Option<string?> _memoryPolicy = new("--memory-policy") { HelpName = "eager|prefetch|lazy|file", Description = "How guest memory comes back. (Default: prefetch where a working set is recorded)" };
-    private readonly Option<bool> _fill = new("--fill") { Description = "Copy what prefetch or lazy leave out in the background." };
+    private readonly MemoryOptions _memory = new();
+    private readonly Option<bool> _noPool = new("--no-pool") { Description = "Restore a sandbox of this run's own, also where a pool has one ready. (Also: DH_NO_POOL=1)" };
     private readonly Option<string[]> _environment = new("--env")
     {
         HelpName = "NAME=VALUE",
@@ -46,7 +47,7 @@ internal sealed class ExecCommand : Command
         _entered = entered;
         Option[] options =
         [
-            _code, _vm, _version, _template, _timeout, _memoryPolicy, _fill, _environment, _requireIsolation, _programs.Firecracker, _programs.Jailer,
+            _code, _vm, _version, _template, _timeout, _memory.Policy, _memory.Fill, _noPool, _environment, _requireIsolation, _programs.Firecracker, _programs.Jailer,
             _json, _verbose, _quiet, _noShowTables, _noTableMeta,
         ];
         foreach (var option in options)
@@ -140,18 +141,13 @@ internal sealed class ExecCommand : Command
         }
 
         var request = ReadRequest(parsed);
-        var memoryPolicy = ReadMemoryPolicy(parsed.GetValue(_memoryPolicy));
-        if (parsed.GetValue(_fill) && memoryPolicy is (MemoryPolicy.Eager or MemoryPolicy.File))
-        {
-            throw new DhException(DhErrorReason.Usage, "--fill completes what prefetch or lazy leave out: it does not go with --memory-policy eager or file.");
-        }
-
+        var (memoryPolicy, fill) = _memory.Read(parsed);
         var home = DhHome.Default;
         var options = new SandboxOptions
         {
             Home = home,
             MemoryPolicy = memoryPolicy,
-            Fill = parsed.GetValue(_fill),
+            Fill = fill,
             Programs = _programs.Read(parsed),
             RequireIsolation = ReadIsolation(parsed.GetValue(_requireIsolation)),
         };
@@ -160,18 +156,27 @@ internal sealed class ExecCommand : Command
         var manifest = snapshot.Manifest;
         Say($"Snapshot: {manifest.Template} {manifest.Version} ({choice.Reason})");
 
-        await using var sandbox = await Sandbox.RestoreAsync(snapshot, options, interruption.Token);
-        trace?.Mark("vmm-start", sandbox.VmmStartedAt);
-        trace?.Mark("restored");
+        bool usePool = !parsed.GetValue(_noPool) && Environment.GetEnvironmentVariable("DH_NO_POOL") != "1";
+        var pooled = usePool ? PooledSandbox.TryTake(snapshot, options, Say, interruption.Token) : null;
+        await using ISandbox sandbox = pooled ?? (ISandbox)await Sandbox.RestoreAsync(snapshot, options, interruption.Token);
+        if (sandbox is Sandbox own)
+        {
+            trace?.Mark("vmm-start", own.VmmStartedAt);
 
-        // The user waits for the result, not for the teardown.
-        sandbox.LeaveTeardown();
+            // The user waits for the result, not for the teardown.
+            own.LeaveTeardown();
+            Say(own.Population?.ToString() ?? $"File: mapped {manifest.MemoryMib} MiB ({manifest.DataBytes >> 20} MiB data)");
+        }
+        else
+        {
+            Say($"Pool: took a sandbox that was ready ({JsonOutput.Name(sandbox.MemoryPolicy)})");
+        }
+
+        trace?.Mark("restored");
         if (sandbox.Notice is { } notice && !parsed.GetValue(_quiet))
         {
             streams.WriteLine(OutputStream.Error, $"dh: {notice}");
         }
-
-        Say(sandbox.Population?.ToString() ?? $"File: mapped {manifest.MemoryMib} MiB ({manifest.DataBytes >> 20} MiB data)");
 
         var captured = json ? new CapturedOutput() : null;
         var result = await sandbox.ExecuteAsync(request, captured ?? (IOutputSink)streams, interruption.Token);
@@ -283,16 +288,6 @@ internal sealed class ExecCommand : Command
         null => null,
         > 0 and <= 31_536_000 => TimeSpan.FromSeconds(seconds.Value),
         _ => throw new DhException(DhErrorReason.Usage, "--timeout takes seconds: more than 0, at most 31536000 (a year)."),
-    };
-
-    private static MemoryPolicy? ReadMemoryPolicy(string? name) => name switch
-    {
-        null => Environment.GetEnvironmentVariable("DH_VM_NO_UFFD") == "1" ? MemoryPolicy.File : null,
-        "eager" => MemoryPolicy.Eager,
-        "prefetch" => MemoryPolicy.Prefetch,
-        "lazy" => MemoryPolicy.Lazy,
-        "file" => MemoryPolicy.File,
-        _ => throw new DhException(DhErrorReason.Usage, $"There is no memory policy '{name}': eager, prefetch, lazy, file."),
     };
 
     private static IsolationClass? ReadIsolation(string? name) =>

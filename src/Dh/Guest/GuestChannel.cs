@@ -78,6 +78,9 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
         }
     }
 
+    /// <summary>Whether bytes have come that nobody has asked for yet.</summary>
+    public bool HasUnread => _inputStart < _inputEnd;
+
     public void Dispose() => _writing.Dispose();
 
     private async ValueTask SendAllAsync(ReadOnlyMemory<byte> bytes)

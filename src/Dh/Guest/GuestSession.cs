@@ -10,8 +10,9 @@ namespace Dh.Guest;
 /// The host's side of a session with a runner. One task owns it; its state decides what may be sent:
 /// <code>
 /// Restored --hello/hello--> Greeted --exec--> Running --result--> Greeted
-///     |                        |                 |
-///     +------------------------+-----------------+--> Broken (protocol, silence, end of file): the sandbox is of no more use
+///     |                      |    |                 |
+///     |                      |    +-- HandOver --> HandedOver: another process goes on with Resume
+///     +----------------------+----------------------+--> Broken (protocol, silence, end of file): the sandbox is of no more use
 /// </code>
 /// No code is sent before the guest has said that it is no copy any more.
 /// </summary>
@@ -39,7 +40,33 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         Restored,
         Greeted,
         Running,
+        HandedOver,
         Broken,
+    }
+
+    /// <summary>Goes on with a session that another process has greeted and handed over.</summary>
+    /// <param name="socket">The guest channel.</param>
+    /// <param name="lastId">The number of the last request, as <see cref="HandOver"/> has told it.</param>
+    public static GuestSession Resume(Socket socket, long lastId) => new(socket) { _state = State.Greeted, _lastId = lastId };
+
+    /// <summary>Ends the use of the guest channel here, so that another process can go on with it.</summary>
+    /// <returns>The number of the last request.</returns>
+    /// <exception cref="DhException">The guest has sent something that nobody has asked for.</exception>
+    /// <exception cref="InvalidOperationException">The guest was not greeted, or runs something.</exception>
+    public long HandOver()
+    {
+        if (_state != State.Greeted)
+        {
+            throw new InvalidOperationException($"A guest is handed over when it was greeted and runs nothing; it is {_state}.");
+        }
+
+        if (_channel.HasUnread)
+        {
+            throw Break("it speaks without being asked");
+        }
+
+        _state = State.HandedOver;
+        return _lastId;
     }
 
     /// <summary>Waits for the runner of a machine that boots.</summary>

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Net.Sockets;
 using Dh.Guest;
 using Dh.Linux;
 using Dh.Paging;
@@ -17,7 +18,7 @@ namespace Dh.Sandboxes;
 /// It is used by one caller at a time. Disposing ends the VMM, has it reaped, closes the page server's userfaultfd and removes the run
 /// directory, in that order.
 /// </summary>
-public sealed class Sandbox : IAsyncDisposable
+public sealed class Sandbox : ISandbox
 {
     // How long the page server and the launcher take at most to see that a machine has ended.
     private static readonly TimeSpan EndTimeLimit = TimeSpan.FromSeconds(1);
@@ -25,6 +26,7 @@ public sealed class Sandbox : IAsyncDisposable
     private readonly FileLock _lease;
     private readonly IVmm _vmm;
     private readonly PageServer? _pageServer;
+    private Socket? _guest; // the VMM's
     private GuestSession? _session;
 
     private Sandbox(Snapshot snapshot, FileLock lease, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, string? notice)
@@ -40,16 +42,16 @@ public sealed class Sandbox : IAsyncDisposable
     /// <summary>What it was restored from.</summary>
     public Snapshot Snapshot { get; }
 
-    /// <summary>How its memory came back.</summary>
+    /// <inheritdoc/>
     public MemoryPolicy MemoryPolicy { get; }
 
     /// <summary>What the page server did; null without one.</summary>
     public PopulationResult? Population { get; private set; }
 
-    /// <summary>A line for the user: what is not as one would expect.</summary>
+    /// <inheritdoc/>
     public string? Notice { get; private set; }
 
-    /// <summary>What stands between the guest and this host.</summary>
+    /// <inheritdoc/>
     public IsolationClass Isolation { get; private set; }
 
     /// <summary>The layers of the VMM's cage; none where there is no cage.</summary>
@@ -125,11 +127,7 @@ public sealed class Sandbox : IAsyncDisposable
         }
     }
 
-    /// <summary>Runs code and streams its output.</summary>
-    /// <param name="request">What to run.</param>
-    /// <param name="output">Takes the output as it comes.</param>
-    /// <param name="cancellationToken">Interrupts the code (SIGINT, after 2 s SIGKILL); the result then says <see cref="ExecutionOutcome.Interrupted"/>.</param>
-    /// <exception cref="DhException">The microVM ended, or its guest broke the protocol; dispose the sandbox.</exception>
+    /// <inheritdoc/>
     public async Task<ExecutionResult> ExecuteAsync(ExecutionRequest request, IOutputSink output, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(request);
@@ -156,6 +154,17 @@ public sealed class Sandbox : IAsyncDisposable
     /// <param name="mib">What the guest is to have.</param>
     /// <param name="cancellationToken">Gives up.</param>
     internal Task SetBalloonAsync(int mib, CancellationToken cancellationToken) => _vmm.SetBalloonAsync(mib, cancellationToken);
+
+    /// <summary>Completes when the VMM has ended, however; never fails.</summary>
+    internal Task<VmmExit> VmmExited => _vmm.Exited;
+
+    /// <summary>The last lines of the VMM's own output and of the guest's console; empty when there are none.</summary>
+    internal string LastWords => _vmm.LastWords();
+
+    /// <summary>Ends the use of the guest channel here, so that another process can go on with it; what is left to do here is to dispose this.</summary>
+    /// <returns>The guest channel, which stays the VMM's, and the number of the last request.</returns>
+    /// <exception cref="DhException">The guest has sent something that nobody has asked for.</exception>
+    internal (Socket Channel, long LastRequest) HandOver() => (_guest!, _session!.HandOver());
 
     /// <summary>Leaves reaping and removal to the launcher when this is disposed: for a program that is about to exit.</summary>
     public void LeaveTeardown() => _vmm.LeaveTeardown();
@@ -257,7 +266,8 @@ public sealed class Sandbox : IAsyncDisposable
         await _vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
         try
         {
-            _session = new GuestSession(await _vmm.ConnectGuestAsync(timeLimit, cancellationToken).ConfigureAwait(false));
+            _guest = await _vmm.ConnectGuestAsync(timeLimit, cancellationToken).ConfigureAwait(false);
+            _session = new GuestSession(_guest);
             await _session.GreetAsync(timeLimit, cancellationToken).ConfigureAwait(false);
         }
         catch (DhException e) when (e.Reason == DhErrorReason.Guest)

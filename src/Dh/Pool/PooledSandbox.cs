@@ -1,0 +1,135 @@
+using System.Diagnostics;
+using System.Net.Sockets;
+using Dh.Guest;
+using Dh.Sandboxes;
+using Dh.Snapshots;
+
+namespace Dh.Pool;
+
+/// <summary>
+/// A sandbox that a pool has handed out: this process speaks to its guest directly, the daemon owns the machine. It ends when this is
+/// disposed, when this process ends in whatever way (the daemon sees the end of the connection), and when the daemon does (the launcher
+/// sees that).
+/// </summary>
+public sealed class PooledSandbox : ISandbox
+{
+    // How long a client stays in the queue before it restores on its own.
+    private static readonly TimeSpan QueueLimit = TimeSpan.FromSeconds(30);
+
+    // How long the daemon takes at most to say how a machine has ended.
+    private static readonly TimeSpan EndLimit = TimeSpan.FromSeconds(1);
+
+    private readonly PoolConnection _connection;
+    private readonly Socket _guest;
+    private readonly GuestSession _session;
+
+    private PooledSandbox(PoolConnection connection, Socket guest, long lastRequest)
+    {
+        _connection = connection;
+        _guest = guest;
+        _session = GuestSession.Resume(guest, lastRequest);
+    }
+
+    /// <inheritdoc/>
+    public required MemoryPolicy MemoryPolicy { get; init; }
+
+    /// <inheritdoc/>
+    public string? Notice { get; private init; }
+
+    /// <inheritdoc/>
+    public required IsolationClass Isolation { get; init; }
+
+    /// <summary>From the call of <see cref="TryTake"/> until the sandbox was here.</summary>
+    public required TimeSpan RestoreTime { get; init; }
+
+    /// <summary>Takes a sandbox out of the pool that keeps such, and waits for one where none is ready.</summary>
+    /// <param name="snapshot">Of what.</param>
+    /// <param name="options">How it must have been restored; null for the defaults.</param>
+    /// <param name="say">Is told why there is none, in one line, when there is a pool.</param>
+    /// <param name="cancellationToken">Gives up.</param>
+    /// <returns>The sandbox, in which nobody's code has run; null when there is no such pool, or none to be had from it: nothing has happened then.</returns>
+    public static PooledSandbox? TryTake(Snapshot snapshot, SandboxOptions? options = null, Action<string>? say = null, CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(snapshot);
+        options ??= new SandboxOptions();
+        long start = Stopwatch.GetTimestamp();
+        var connection = PoolConnection.TryConnect(PoolFiles.SocketOf(PoolKind.Of(snapshot, options)));
+        if (connection is null)
+        {
+            return null;
+        }
+
+        PooledSandbox? taken = null;
+        try
+        {
+            string? isolation = options.RequireIsolation is { } required ? Sandboxes.Isolation.Name(required) : null;
+            _ = connection.TrySend(new PoolRequest { Type = PoolRequest.Take, Snapshot = snapshot.Manifest.Id, RequireIsolation = isolation });
+            var (answer, channel) = connection.Receive(PoolConnection.AnswerLimit, cancellationToken);
+            if (answer is { Type: PoolAnswer.Queued })
+            {
+                (answer, channel) = connection.Receive(QueueLimit, cancellationToken);
+            }
+
+            if (answer is { Type: PoolAnswer.Sandbox } && channel is not null
+                && Enum.TryParse<MemoryPolicy>(answer.MemoryPolicy, out var policy) && Sandboxes.Isolation.TryParse(answer.Isolation ?? "", out var granted))
+            {
+                var handle = new SafeSocketHandle(channel.DangerousGetHandle(), ownsHandle: true);
+                channel.SetHandleAsInvalid(); // the socket owns it now
+                taken = new PooledSandbox(connection, new Socket(handle), answer.LastRequest)
+                {
+                    MemoryPolicy = policy,
+                    Isolation = granted,
+                    Notice = answer.Notice,
+                    RestoreTime = Stopwatch.GetElapsedTime(start),
+                };
+                return taken;
+            }
+
+            channel?.Dispose();
+            say?.Invoke(answer switch
+            {
+                { Type: PoolAnswer.Refused } => $"The pool has no sandbox for this run: {answer.Message}",
+                { Type: PoolAnswer.Queued } or null => "The pool did not hand out a sandbox in time.",
+                _ => "The pool's answer makes no sense.",
+            });
+            return null;
+        }
+        finally
+        {
+            if (taken is null)
+            {
+                connection.Dispose();
+            }
+        }
+    }
+
+    /// <inheritdoc/>
+    public async Task<ExecutionResult> ExecuteAsync(ExecutionRequest request, IOutputSink output, CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        ArgumentNullException.ThrowIfNull(output);
+        try
+        {
+            return await _session.ExecuteAsync(request, output, cancellationToken).ConfigureAwait(false);
+        }
+        catch (DhException e) when (e.Reason == DhErrorReason.Guest)
+        {
+            var (answer, _) = _connection.Receive(EndLimit, CancellationToken.None);
+            throw answer switch
+            {
+                { Type: PoolAnswer.Ended } => new DhException(
+                    DhErrorReason.Vmm, $"The microVM ended while code ran ({answer.Message}).{(answer.LastWords is { Length: > 0 } words ? $" Its last words:\n{words}" : "")}", e),
+                _ => new DhException(DhErrorReason.Guest, $"{e.Message} Its pool's daemon has ended, or does not say why (dh vm pool logs).", e),
+            };
+        }
+    }
+
+    /// <inheritdoc/>
+    public ValueTask DisposeAsync()
+    {
+        _session.Dispose();
+        _guest.Dispose();
+        _connection.Dispose();
+        return ValueTask.CompletedTask;
+    }
+}
