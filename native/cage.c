@@ -219,7 +219,8 @@ pid_t cage_fork(void)
     if (pid < 0) {
         off(LAYER_USER, "clone", errno);
         off(LAYER_PIDS, "clone", errno);
-        pid = fork_with(0);
+        shared->in_user_namespace = shared->in_pid_namespace = false;
+        pid = fork(); // not every container knows clone3
     }
     return pid;
 }
