@@ -184,13 +184,17 @@ void cage_join(pid_t pid, char *text, size_t size)
     describe(LAYER_CGROUP, text, size);
 }
 
-void cage_remove(void (*failed)(const char *step, int error, const char *object))
+bool cage_remove(void (*failed)(const char *step, int error, const char *object))
 {
+    bool removed = true;
     for (int i = 0; i < options.cgroup_count; i++) {
         write_file(options.cgroups[i], "cgroup.kill", "1"); // version 2; what else was in the cage died with its first process
-        if (rmdir(options.cgroups[i]) != 0 && errno != ENOENT)
+        if (rmdir(options.cgroups[i]) != 0 && errno != ENOENT) {
             failed("rmdir", errno, options.cgroups[i]);
+            removed = false;
+        }
     }
+    return removed;
 }
 
 // ---- namespaces ---------------------------------------------------------------------------------------------------
