@@ -184,13 +184,17 @@ void cage_join(pid_t pid, char *text, size_t size)
     describe(LAYER_CGROUP, text, size);
 }
 
-void cage_remove(void (*failed)(const char *step, int error, const char *object))
+bool cage_remove(void (*failed)(const char *step, int error, const char *object))
 {
+    bool removed = true;
     for (int i = 0; i < options.cgroup_count; i++) {
         write_file(options.cgroups[i], "cgroup.kill", "1"); // version 2; what else was in the cage died with its first process
-        if (rmdir(options.cgroups[i]) != 0 && errno != ENOENT)
+        if (rmdir(options.cgroups[i]) != 0 && errno != ENOENT) {
             failed("rmdir", errno, options.cgroups[i]);
+            removed = false;
+        }
     }
+    return removed;
 }
 
 // ---- namespaces ---------------------------------------------------------------------------------------------------
@@ -219,7 +223,8 @@ pid_t cage_fork(void)
     if (pid < 0) {
         off(LAYER_USER, "clone", errno);
         off(LAYER_PIDS, "clone", errno);
-        pid = fork_with(0);
+        shared->in_user_namespace = shared->in_pid_namespace = false;
+        pid = fork(); // not every container knows clone3
     }
     return pid;
 }

@@ -46,5 +46,5 @@ void cage_report(char *text, size_t size);
 // joining takes as long as the kernel takes to see all processors idle once (some milliseconds), in which the VMM starts.
 void cage_join(pid_t pid, char *text, size_t size);
 
-// Kills what is left in the cage's cgroups, and removes them; called when the VMM was reaped.
-void cage_remove(void (*failed)(const char *step, int error, const char *object));
+// Kills what is left in the cage's cgroups, and removes them; called when the VMM was reaped. False when one is left.
+bool cage_remove(void (*failed)(const char *step, int error, const char *object));

@@ -429,8 +429,8 @@ static _Noreturn void finish(void)
         ;
     if (options.cgroup && rmdir(options.cgroup) != 0 && errno != ENOENT)
         record_failure("rmdir", errno, options.cgroup);
-    cage_remove(record_failure);
-    if (run_dir.created)
+    // A cgroup that is left is found by the name of its run directory: the next run's sweep removes both.
+    if (cage_remove(record_failure) && run_dir.created)
         remove_tree(run_dir.parent, run_dir.name);
     if (failure.error)
         report(-1, "failed %s %s %s", failure.step, strerrorname_np(failure.error), failure.object);

@@ -12,6 +12,7 @@ internal static class QemuCage
 
     // Libraries, stacks, the heaps of its threads (64 MiB of address space for each): 0.9 GiB were seen with two virtual CPUs.
     private const long AddressSpaceMib = 4096;
+    private const long AddressSpaceMibPerCpu = 128;
 
     private static readonly string[] Libraries = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/qemu", "/usr/share/seabios"];
 
@@ -54,7 +55,7 @@ internal static class QemuCage
             ReadPaths = readPaths,
             Devices = devices,
             MaxProcesses = MaxThreads + cpus,
-            MaxAddressSpaceBytes = (memoryMib + AddressSpaceMib) * Mib,
+            MaxAddressSpaceBytes = (memoryMib + AddressSpaceMib + (cpus * AddressSpaceMibPerCpu)) * Mib,
             Cgroups = Cgroups.Host.Of(Path.GetFileName(options.RunDirectory), (memoryMib + OwnMemoryMib) * Mib, MaxThreads + cpus),
         },
     };
