@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-nested fuzz check bench bench-memory bench-deephaven install clean
+.PHONY: help setup build demo test test-nested fuzz check bench bench-memory bench-deephaven bench-pool soak install clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -79,6 +79,16 @@ bench-deephaven: setup build ## Measure a restored Deephaven engine (WHEELHOUSE:
 	$(DH) vm prepare --version $(or $(VERSION),41.1) $(if $(WHEELHOUSE),--wheelhouse $(WHEELHOUSE))
 	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
 	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- deephaven
+
+bench-pool: setup build ## Measure runs in sandboxes that a pool has ready
+	$(DH) vm prepare
+	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
+	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- pool
+
+soak: setup build ## Run thousands of times out of a pool, and see that nothing grows (SOAK_COUNT: 10000)
+	$(DH) vm prepare
+	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
+	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- soak
 
 install: build ## Install to PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/lib/dh $(DESTDIR)$(PREFIX)/bin

@@ -16,7 +16,11 @@ switch (args)
         return await FirecrackerBenchmark.RunAsync() ? 0 : 1;
     case ["deephaven"]:
         return await DeephavenBenchmark.RunAsync() ? 0 : 1;
+    case ["pool"]:
+        return await PoolBenchmark.RunAsync() ? 0 : 1;
+    case ["soak"]:
+        return await SoakBenchmark.RunAsync() ? 0 : 1;
     default:
-        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|firecracker|memory|deephaven");
+        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|firecracker|memory|deephaven|pool|soak");
         return 2;
 }

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Net;
 using System.Net.Sockets;
 using System.Text;
 using System.Text.Json.Nodes;
@@ -11,6 +12,8 @@ namespace Dh.IntegrationTests.Pool;
 public sealed class PoolTests(PreparedHome prepared)
 {
     private const string Took = "Pool: took a sandbox that was ready";
+
+    private int _port;
 
     private static CancellationToken Test => TestContext.Current.CancellationToken;
 
@@ -43,13 +46,7 @@ public sealed class PoolTests(PreparedHome prepared)
     [Fact]
     public async Task Eight_at_once_on_a_pool_of_two_share_no_machine_and_no_number()
     {
-        const string Code = """
-            import os, random, secrets, socket, ssl, tempfile, time, uuid
-            open('/workspace/trace', 'x').close(); open('/tmp/trace', 'x').close()
-            now = time.time()
-            print(os.urandom(8).hex(), random.random(), uuid.uuid4(), uuid.uuid1(), secrets.token_hex(8), tempfile.mktemp(), ssl.RAND_bytes(8).hex(),
-                  socket.gethostname(), open('/etc/machine-id').read().strip(), open('/proc/sys/kernel/random/boot_id').read().strip(), now)
-            """;
+        const string Code = $"open('/workspace/trace', 'x').close(); open('/tmp/trace', 'x').close()\n{CloneGenerators.Code}";
         using var own = new OwnHome(prepared);
         await using var pool = await RunningPool.StartAsync(own.Dh, "--size", "2");
         await Task.Delay(TimeSpan.FromSeconds(1), Test); // a clone that has waited still knows the time
@@ -57,12 +54,12 @@ public sealed class PoolTests(PreparedHome prepared)
         var results = await Task.WhenAll(Enumerable.Range(0, 8).Select(_ => own.Dh.ExecAsync(Code)));
         Assert.All(results, result => Assert.Equal((0, ""), (result.ExitCode, result.Error)));
         string[][] values = [.. results.Select(result => result.Output.Trim().Split(' '))];
-        for (int value = 0; value < 10; value++)
+        for (int value = 0; value < CloneGenerators.Names.Count; value++)
         {
             Assert.Equal(8, values.Select(line => line[value]).Distinct().Count());
         }
 
-        Assert.All(values, line => Assert.InRange(double.Parse(line[10], System.Globalization.CultureInfo.InvariantCulture), before, Now()));
+        Assert.All(values, line => Assert.InRange(double.Parse(line[^1], System.Globalization.CultureInfo.InvariantCulture), before, Now()));
         Assert.Equal(8, pool.HandedOutVmms().Distinct().Count());
         await pool.WaitAsync("ready", 2);
         Assert.Equal((2, 8, 0), ((await pool.StatusAsync()).GetProperty("size").GetInt32(), (await pool.StatusAsync()).GetProperty("handed_out").GetInt32(), (await pool.StatusAsync()).GetProperty("failed").GetInt32()));
@@ -136,6 +133,7 @@ public sealed class PoolTests(PreparedHome prepared)
             var many = await own.Dh.RunAsync(["vm", "pool", "scale", "10000"]);
             Assert.Equal((2, true), (many.ExitCode, many.Error.Contains("at most", StringComparison.Ordinal)));
             Assert.Equal(2, (await own.Dh.RunAsync(["vm", "pool", "start", "-n", "0"])).ExitCode);
+            Assert.Equal(2, (await own.Dh.RunAsync(["vm", "pool", "start", "--metrics", "0.0.0.0:9464"])).ExitCode);
             Assert.Equal(0, (await own.Dh.RunAsync(["vm", "pool", "scale", "0"])).ExitCode);
             Assert.Equal(new ProgramResult(0, "2\n", ""), await own.Dh.ExecAsync("1 + 1"));
         }
@@ -168,11 +166,23 @@ public sealed class PoolTests(PreparedHome prepared)
     public async Task A_pool_that_nobody_uses_ends_by_itself()
     {
         using var own = new OwnHome(prepared);
-        await using var pool = await RunningPool.StartAsync(own.Dh, "-n", "1", "--idle-timeout", "1s");
+        await using var pool = await RunningPool.StartAsync(own.Dh, "-n", "1", "--idle-timeout", "1s", "--metrics", $"127.0.0.1:{FreePort()}");
+        using (var http = new HttpClient())
+        {
+            Assert.Contains("dh_pool_ready{template=\"python\"", await http.GetStringAsync($"http://127.0.0.1:{_port}/metrics", Test), StringComparison.Ordinal);
+        }
+
         using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(20));
         await pool.Daemon.WaitForExitAsync(limit.Token);
         Assert.Equal(0, pool.Daemon.ExitCode);
         await own.AssertNothingLeftAsync("an idle pool");
+    }
+
+    private int FreePort()
+    {
+        using var probe = new TcpListener(IPAddress.Loopback, 0);
+        probe.Start();
+        return _port = ((IPEndPoint)probe.LocalEndpoint).Port;
     }
 
     private static Socket Connect(string path)
