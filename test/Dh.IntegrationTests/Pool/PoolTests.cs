@@ -25,13 +25,21 @@ public sealed class PoolTests(PreparedHome prepared)
         string script = own.Write("script.py", "import sys; print(sys.argv[1:], input()); print('e', file=sys.stderr); sys.exit(7)");
         Assert.Equal(new ProgramResult(7, "['a'] in\n", "e\n"), await own.Dh.RunAsync(["exec", script, "a"], "in\n"));
         Assert.Equal((3, true), Ending(await own.Dh.ExecAsync("while True: pass", "--timeout", "0.2", "-v")));
+        using (var interrupted = own.Dh.Start(["exec", "-c", "print('started', flush=True)\nwhile True: pass"]))
+        {
+            Assert.Equal("started", await interrupted.StandardOutput.ReadLineAsync(Test));
+            await Processes.SignalAsync(interrupted.Id, "INT");
+            await interrupted.WaitForExitAsync(Test);
+            Assert.Equal(130, interrupted.ExitCode);
+        }
+
         foreach (string code in (string[])["1 + 1", "print('o'); 1 / 0", "import os; os.kill(os.getpid(), 9)"])
         {
             string[] pooled = Json(await own.Dh.ExecAsync(code, "--json")), unpooled = Json(await own.Dh.ExecAsync(code, "--json", "--no-pool"));
             Assert.Equal(unpooled, pooled);
         }
 
-        Assert.Equal(5, pool.HandedOutVmms().Length);
+        Assert.Equal(6, pool.HandedOutVmms().Distinct().Count());
         Assert.Contains(Took, (await own.Dh.ExecAsync("1", "-v")).Error, StringComparison.Ordinal);
         Assert.DoesNotContain(Took, (await own.Dh.RunAsync(["exec", "-v", "-c", "1"], environment: new Dictionary<string, string> { ["DH_NO_POOL"] = "1" })).Error, StringComparison.Ordinal);
         Assert.DoesNotContain(Took, (await own.Dh.ExecAsync("1", "-v", "--memory-policy", "eager")).Error, StringComparison.Ordinal);
