@@ -2,7 +2,11 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help setup build demo test test-nested chaos sweep fuzz check bench bench-memory bench-deephaven install clean
+=======
+.PHONY: help setup build demo test test-nested fuzz check bench bench-memory bench-deephaven bench-pool soak install clean
+>>>>>>> 22a5e2e24fd77a8a0280af74a2b9a05228848185
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -87,6 +91,16 @@ bench-deephaven: setup build ## Measure a restored Deephaven engine (WHEELHOUSE:
 	$(DH) vm prepare --version $(or $(VERSION),41.1) $(if $(WHEELHOUSE),--wheelhouse $(WHEELHOUSE))
 	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
 	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- deephaven
+
+bench-pool: setup build ## Measure runs in sandboxes that a pool has ready
+	$(DH) vm prepare
+	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
+	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- pool
+
+soak: setup build ## Run thousands of times out of a pool, and see that nothing grows (SOAK_COUNT: 10000)
+	$(DH) vm prepare
+	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
+	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- soak
 
 install: build ## Install to PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/lib/dh $(DESTDIR)$(PREFIX)/bin

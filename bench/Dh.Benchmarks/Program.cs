@@ -18,7 +18,15 @@ switch (args)
         return await FirecrackerBenchmark.RunAsync() ? 0 : 1;
     case ["deephaven"]:
         return await DeephavenBenchmark.RunAsync() ? 0 : 1;
+    case ["pool"]:
+        return await PoolBenchmark.RunAsync() ? 0 : 1;
+    case ["soak"]:
+        return await SoakBenchmark.RunAsync() ? 0 : 1;
     default:
+<<<<<<< HEAD
         Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|cage|firecracker|memory|deephaven");
+=======
+        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|firecracker|memory|deephaven|pool|soak");
+>>>>>>> 22a5e2e24fd77a8a0280af74a2b9a05228848185
         return 2;
 }

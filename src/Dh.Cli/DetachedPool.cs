@@ -3,7 +3,6 @@ using System.Globalization;
 using System.Net.Sockets;
 using System.Text;
 using Dh.Linux;
-using Dh.Pool;
 
 namespace Dh.Cli;
 

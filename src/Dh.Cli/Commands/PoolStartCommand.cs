@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Globalization;
+using System.Net;
 using Dh.Pool;
 using Dh.Sandboxes;
 using Dh.Snapshots;
@@ -12,8 +13,11 @@ internal sealed class PoolStartCommand : Command
     /// <summary>What tells whoever has started the daemon how it ends (sd_notify(3)).</summary>
     public const string ExitStatus = "EXIT_STATUS";
 
+    private const int Threads = 16;
+
     private readonly Option<int> _size = new("--size", "-n") { HelpName = "N", DefaultValueFactory = _ => 2, Description = "How many sandboxes are ready." };
     private readonly Option<string?> _idleTimeout = new("--idle-timeout") { HelpName = "TIME", Description = "End after so much time without a run: 90, 30s, 5m, 2h. (Default: never)" };
+    private readonly Option<string?> _metrics = new("--metrics") { HelpName = "ADDRESS", Description = "Serve metrics for Prometheus at http://ADDRESS/metrics, such as 127.0.0.1:9464." };
     private readonly Option<bool> _detach = new("--detach") { Description = "Return when the sandboxes are ready, and let the daemon go on in the background." };
     private readonly Option<string?> _version = new("--version") { HelpName = "V", Description = "The snapshot's version (see: dh vm status)." };
     private readonly Option<string?> _template = new("--template") { HelpName = "NAME", Description = "The snapshot's template." };
@@ -23,7 +27,7 @@ internal sealed class PoolStartCommand : Command
     public PoolStartCommand()
         : base("start", "Keeps sandboxes of a snapshot ready. dh exec with the same options finds them; each runs once.")
     {
-        Option[] options = [_size, _idleTimeout, _detach, _version, _template, _memory.Policy, _memory.Fill, _programs.Firecracker, _programs.Jailer];
+        Option[] options = [_size, _idleTimeout, _metrics, _detach, _version, _template, _memory.Policy, _memory.Fill, _programs.Firecracker, _programs.Jailer];
         foreach (var option in options)
         {
             Add(option);
@@ -40,6 +44,8 @@ internal sealed class PoolStartCommand : Command
             return (int)DetachedPool.Start();
         }
 
+        // Restores wait for their launchers on threads of the pool: whoever asks for a sandbox must not wait behind them.
+        _ = ThreadPool.SetMinThreads(Threads, Threads);
         using var interruption = new Interruption();
         try
         {
@@ -67,10 +73,16 @@ internal sealed class PoolStartCommand : Command
             Template = snapshot.Manifest.Template,
             Version = snapshot.Manifest.Version,
             Size = size is >= 1 and <= PoolOptions.MaxSize ? size : throw new DhException(DhErrorReason.Usage, $"--size takes 1 to {PoolOptions.MaxSize}."),
+            Metrics = ReadAddress(parsed.GetValue(_metrics)),
             IdleTimeout = ReadTime(parsed.GetValue(_idleTimeout)),
             Sandbox = new SandboxOptions { Home = home, MemoryPolicy = policy, Fill = fill, Programs = _programs.Read(parsed) },
         };
     }
+
+    private static IPEndPoint? ReadAddress(string? text) =>
+        text is null ? null
+        : IPEndPoint.TryParse(text, out var address) && address.Port != 0 && IPAddress.IsLoopback(address.Address) ? address
+        : throw new DhException(DhErrorReason.Usage, $"--metrics takes a loopback address with a port, such as 127.0.0.1:9464 or [::1]:9464, not '{text}': whoever can connect can read them.");
 
     private static TimeSpan? ReadTime(string? text)
     {

@@ -6,9 +6,29 @@ namespace Dh.Pool;
 internal static class HostMemory
 {
     private const long KeptBytes = 256L << 20;
+    private const double PressedPercent = 10;
 
     /// <summary>What may be taken, in bytes: what is available, without what is kept for others (256 MiB).</summary>
     public static long AvailableBytes => Math.Max(0, Math.Min(OfHost(), OfCgroup()) - KeptBytes);
+
+    /// <summary>Whether tasks of this host wait for memory more than a tenth of the last ten seconds (pressure stall information); false where the kernel does not tell.</summary>
+    public static bool IsPressed
+    {
+        get
+        {
+            try
+            {
+                // `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, Documentation/accounting/psi.rst
+                string line = File.ReadLines("/proc/pressure/memory").FirstOrDefault("");
+                return line.Split(' ', '=') is ["some", "avg10", var percent, ..]
+                    && double.TryParse(percent, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out double value) && value > PressedPercent;
+            }
+            catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+            {
+                return false;
+            }
+        }
+    }
 
     private static long OfHost()
     {

@@ -79,13 +79,14 @@ public sealed class PoolDaemon : IAsyncDisposable
     /// <summary>Keeps the pool until it is told to end: by the token, by a client's request, or because nobody has used it for long.</summary>
     /// <param name="full">Is called once, when as many sandboxes are ready as were asked for.</param>
     /// <param name="cancellationToken">Ends it. Runs in flight end, too.</param>
-    /// <exception cref="DhException">The first sandboxes could not be restored.</exception>
+    /// <exception cref="DhException">The first sandboxes could not be restored, or the metrics' address is taken.</exception>
     public async Task RunAsync(Action full, CancellationToken cancellationToken)
     {
         ArgumentNullException.ThrowIfNull(full);
         await using var outer = cancellationToken.Register(() => Stop("signal"));
         _log.Write(PoolEvent.Started, string.Create(
             CultureInfo.InvariantCulture, $"pid={Environment.ProcessId} {_options.Template} {_options.Version} snapshot={_machines.Snapshot!.Manifest.Id} size={_options.Size} socket={_socketPath}"));
+        using var metrics = _options.Metrics is { } address ? PoolMetrics.Serve(address, Status) : null;
         var accepting = AcceptAsync();
         var maintaining = MaintainAsync();
         try
@@ -173,6 +174,7 @@ public sealed class PoolDaemon : IAsyncDisposable
             while (true)
             {
                 var client = await _listener.AcceptAsync(_stop.Token).ConfigureAwait(false);
+                long accepted = Stopwatch.GetTimestamp();
                 lock (_connections)
                 {
                     if (_connections.Count >= MaxConnections)
@@ -182,7 +184,7 @@ public sealed class PoolDaemon : IAsyncDisposable
                         continue;
                     }
 
-                    var serving = Task.Run(() => ServeAsync(client));
+                    var serving = Task.Run(() => ServeAsync(client, accepted));
                     _connections.Add(serving);
                     _ = serving.ContinueWith(Forget, CancellationToken.None, TaskContinuationOptions.ExecuteSynchronously, TaskScheduler.Default);
                 }
@@ -211,7 +213,7 @@ public sealed class PoolDaemon : IAsyncDisposable
             while (await timer.WaitForNextTickAsync(_stop.Token).ConfigureAwait(false))
             {
                 FollowSnapshot();
-                _pool.Refill();
+                _pool.Adapt(HostMemory.IsPressed);
                 if (_options.IdleTimeout is { } limit && _pool.InUse == 0 && Stopwatch.GetElapsedTime(_pool.UsedAt) > limit)
                 {
                     Stop("idle");
@@ -244,7 +246,7 @@ public sealed class PoolDaemon : IAsyncDisposable
         }
     }
 
-    private async Task ServeAsync(Socket client)
+    private async Task ServeAsync(Socket client, long accepted)
     {
         using var owned = client;
         try
@@ -262,7 +264,7 @@ public sealed class PoolDaemon : IAsyncDisposable
             switch (request?.Type)
             {
                 case PoolRequest.Take:
-                    await ServeTakeAsync(client, request).ConfigureAwait(false);
+                    await ServeTakeAsync(client, accepted, request).ConfigureAwait(false);
                     break;
                 case PoolRequest.Status:
                     Send(client, new PoolAnswer { Type = PoolAnswer.Status, Pool = Status() });
@@ -305,7 +307,7 @@ public sealed class PoolDaemon : IAsyncDisposable
         }
     }
 
-    private async Task ServeTakeAsync(Socket client, PoolRequest request)
+    private async Task ServeTakeAsync(Socket client, long accepted, PoolRequest request)
     {
         // A client says nothing more: what is received is its end.
         using var leave = CancellationTokenSource.CreateLinkedTokenSource(_stop.Token);
@@ -348,7 +350,7 @@ public sealed class PoolDaemon : IAsyncDisposable
 
         try
         {
-            await HandOutAsync(client, clientGone, request, slot).ConfigureAwait(false);
+            await HandOutAsync(client, clientGone, accepted, request, slot).ConfigureAwait(false);
         }
         finally
         {
@@ -356,11 +358,12 @@ public sealed class PoolDaemon : IAsyncDisposable
         }
     }
 
-    private async Task HandOutAsync(Socket client, Task clientGone, PoolRequest request, PoolSlot slot)
+    private async Task HandOutAsync(Socket client, Task clientGone, long accepted, PoolRequest request, PoolSlot slot)
     {
         var machine = (SandboxMachines.SandboxMachine)slot.Machine!;
         var sandbox = machine.Sandbox;
-        string? refusal = request.Snapshot != sandbox.Snapshot.Manifest.Id ? "it keeps sandboxes of another snapshot."
+        string? refusal = machine.Ended.IsCompleted ? "the machine has just ended."
+            : request.Snapshot != sandbox.Snapshot.Manifest.Id ? "it keeps sandboxes of another snapshot."
             : request.RequireIsolation is { } required && !(Isolation.TryParse(required, out var least) && sandbox.Isolation >= least) ? $"it has isolation `{Isolation.Name(sandbox.Isolation)}`."
             : null;
         if (refusal is not null)
@@ -384,6 +387,7 @@ public sealed class PoolDaemon : IAsyncDisposable
             FdPassing.Send(client.SafeHandle, JsonSerializer.SerializeToUtf8Bytes(answer, PoolJson.Default.PoolAnswer), descriptor);
         }
 
+        _pool.Waited(Stopwatch.GetElapsedTime(accepted));
         _log.Write(PoolEvent.HandedOut, $"sandbox={slot.Number} vmm={sandbox.VmmProcessId}");
         if (await Task.WhenAny(clientGone, sandbox.VmmExited).ConfigureAwait(false) != clientGone)
         {

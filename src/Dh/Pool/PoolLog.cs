@@ -46,6 +46,9 @@ internal enum PoolEvent
 
     /// <summary>Memory does not suffice for more sandboxes.</summary>
     MemoryShort = 32,
+
+    /// <summary>This host is short of memory: fewer are kept ready.</summary>
+    MemoryPressure = 33,
 }
 
 /// <summary>Writes a pool's events: when, the event's number and name, what it is about.</summary>

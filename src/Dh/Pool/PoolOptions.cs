@@ -1,3 +1,4 @@
+using System.Net;
 using Dh.Sandboxes;
 
 namespace Dh.Pool;
@@ -9,6 +10,7 @@ public sealed class PoolOptions
     public const int MaxSize = 10_000;
 
     private int _size = 2;
+    private readonly IPEndPoint? _metrics;
 
     /// <summary>The template of its sandboxes.</summary>
     public required string Template { get; init; }
@@ -33,4 +35,19 @@ public sealed class PoolOptions
 
     /// <summary>After how much time without a run the daemon ends; null for never. Default: never.</summary>
     public TimeSpan? IdleTimeout { get; init; }
+
+    /// <summary>Where metrics are served over HTTP, as Prometheus reads them: a loopback address with a port. Default: nowhere.</summary>
+    public IPEndPoint? Metrics
+    {
+        get => _metrics;
+        init
+        {
+            if (value is not null && (!IPAddress.IsLoopback(value.Address) || value.Port == 0))
+            {
+                throw new ArgumentException("Metrics are served on a loopback address with a port: everybody who can connect can read them.", nameof(value));
+            }
+
+            _metrics = value;
+        }
+    }
 }

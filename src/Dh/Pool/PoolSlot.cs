@@ -1,5 +1,3 @@
-using System.Diagnostics;
-
 namespace Dh.Pool;
 
 /// <summary>Where a machine of a pool is in its life.</summary>
@@ -51,9 +49,6 @@ internal sealed class PoolSlot
 
     /// <summary>The machine; null while it is restored. Who has taken the slot may use it.</summary>
     public IPoolMachine? Machine { get; private set; }
-
-    /// <summary>When it was ready, in <see cref="Stopwatch"/> ticks.</summary>
-    public long ReadyAt { get; set; }
 
     /// <summary>Ends the machine, wherever it is in its life. May be called at any time, more than once.</summary>
     public void Release()

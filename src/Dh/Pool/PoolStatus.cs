@@ -39,7 +39,7 @@ public sealed record PoolStatus
     /// <summary>How many restores have failed, and how many machines have ended by themselves.</summary>
     public required long Failed { get; init; }
 
-    /// <summary>How long clients have waited in the daemon for the last 1,000 sandboxes, in milliseconds: the median; null before the first.</summary>
+    /// <summary>How long clients have waited for the last 1,000 sandboxes, from their connection until those were sent, in milliseconds: the median; null before the first.</summary>
     public double? WaitP50Ms { get; init; }
 
     /// <summary>The same, 99th percentile.</summary>

@@ -14,7 +14,7 @@ namespace Dh.Pool;
 public sealed class PooledSandbox : ISandbox
 {
     // How long a client stays in the queue before it restores on its own.
-    private static readonly TimeSpan QueueLimit = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan QueueLimit = TimeSpan.FromSeconds(60);
 
     // How long the daemon takes at most to say how a machine has ended.
     private static readonly TimeSpan EndLimit = TimeSpan.FromSeconds(1);
@@ -31,16 +31,16 @@ public sealed class PooledSandbox : ISandbox
     }
 
     /// <inheritdoc/>
-    public required MemoryPolicy MemoryPolicy { get; init; }
+    public MemoryPolicy MemoryPolicy { get; private init; }
 
     /// <inheritdoc/>
     public string? Notice { get; private init; }
 
     /// <inheritdoc/>
-    public required IsolationClass Isolation { get; init; }
+    public IsolationClass Isolation { get; private init; }
 
     /// <summary>From the call of <see cref="TryTake"/> until the sandbox was here.</summary>
-    public required TimeSpan RestoreTime { get; init; }
+    public TimeSpan RestoreTime { get; private init; }
 
     /// <summary>Takes a sandbox out of the pool that keeps such, and waits for one where none is ready.</summary>
     /// <param name="snapshot">Of what.</param>

@@ -10,8 +10,8 @@ namespace Dh.Pool;
 internal sealed class SandboxPool : IAsyncDisposable
 {
     private const int KeptWaits = 1000;
-    private static readonly TimeSpan ReplaceAfter = TimeSpan.FromMilliseconds(25);
     private const int MaxDoublings = 5;
+    private static readonly TimeSpan ReplaceAfter = TimeSpan.FromMilliseconds(25);
 
     private readonly Lock _lock = new();
     private readonly IPoolMachines _machines;
@@ -23,12 +23,14 @@ internal sealed class SandboxPool : IAsyncDisposable
     private readonly Queue<double> _waitsMs = new();
     private TaskCompletionSource? _empty;
     private int _size;
+    private int _ceiling = int.MaxValue;
     private int _lastNumber;
     private int _failuresInRow;
     private long _restored;
     private long _handedOut;
     private long _failed;
-    private long _notBefore;
+    private bool _isBackingOff;
+    private int _backoffs;
     private bool _ending;
     private bool _isShort;
     private string _lastFailure = "";
@@ -68,9 +70,29 @@ internal sealed class SandboxPool : IAsyncDisposable
         lock (_lock)
         {
             _size = size;
-            _notBefore = 0;
+            _isBackingOff = false;
             EndSurplus();
             Fill();
+        }
+    }
+
+    /// <summary>Keeps fewer ready while this host is short of memory, one less with each call, down to one; and more again when it is not.</summary>
+    /// <param name="isPressed">Whether it is short of memory now.</param>
+    public void Adapt(bool isPressed)
+    {
+        int before, after;
+        lock (_lock)
+        {
+            before = Wanted;
+            _ceiling = isPressed ? Math.Max(1, before - 1) : Wanted < _size ? Wanted + 1 : int.MaxValue;
+            EndSurplus();
+            Fill();
+            after = Wanted;
+        }
+
+        if (after < before)
+        {
+            Log.Write(PoolEvent.MemoryPressure, $"{after} are kept ready");
         }
     }
 
@@ -85,7 +107,7 @@ internal sealed class SandboxPool : IAsyncDisposable
             }
 
             _ready.Clear();
-            _notBefore = 0;
+            _isBackingOff = false;
             Fill();
         }
     }
@@ -133,8 +155,22 @@ internal sealed class SandboxPool : IAsyncDisposable
         }
 
         // Outside the lock: a token that is cancelled already calls at once.
-        waiter.Cancelled = cancellationToken.Register(() => Leave(waiter, cancellationToken));
+        _ = cancellationToken.Register(() => Leave(waiter, cancellationToken));
         return waiter.Taken.Task;
+    }
+
+    /// <summary>Keeps in mind how long somebody has waited for a machine.</summary>
+    /// <param name="time">From the connection until the machine was sent.</param>
+    public void Waited(TimeSpan time)
+    {
+        lock (_lock)
+        {
+            _waitsMs.Enqueue(time.TotalMilliseconds);
+            if (_waitsMs.Count > KeptWaits)
+            {
+                _waitsMs.Dequeue();
+            }
+        }
     }
 
     /// <summary>What it does, for a status; its maker adds who it is.</summary>
@@ -206,7 +242,6 @@ internal sealed class SandboxPool : IAsyncDisposable
         {
             ThrowIfReleased(slot);
             slot.State = SlotState.Ready;
-            slot.ReadyAt = Stopwatch.GetTimestamp();
             if (!TryGiveToWaiter(slot))
             {
                 _ready.AddLast(slot);
@@ -214,7 +249,7 @@ internal sealed class SandboxPool : IAsyncDisposable
             }
 
             Fill();
-            full = _ready.Count >= _size;
+            full = _ready.Count >= Wanted;
         }
 
         Log.Write(PoolEvent.Ready, $"sandbox={slot.Number}");
@@ -243,8 +278,9 @@ internal sealed class SandboxPool : IAsyncDisposable
                 // Not at once again: what failed mostly fails again, and takes a processor while it does.
                 var backoff = _limits.FirstBackoff * (1 << Math.Min(_failuresInRow++, MaxDoublings));
                 _lastFailure = failure;
-                _notBefore = Stopwatch.GetTimestamp() + (long)(backoff.TotalSeconds * Stopwatch.Frequency);
+                _isBackingOff = true;
                 RefuseWaiters(failure);
+                _ = EndBackoffAsync(backoff, ++_backoffs);
             }
         }
 
@@ -274,6 +310,8 @@ internal sealed class SandboxPool : IAsyncDisposable
             Fill();
         }
     }
+
+    private int Wanted => Math.Min(_size, _ceiling);
 
     private int Starting => Count(SlotState.Restoring) + Count(SlotState.Greeting);
 
@@ -305,19 +343,32 @@ internal sealed class SandboxPool : IAsyncDisposable
 
     /// <summary>Why nobody who waits will get a machine soon; null when one may come.</summary>
     private string? Hopelessness() =>
-        Stopwatch.GetTimestamp() < _notBefore ? _lastFailure
+        _isBackingOff ? _lastFailure
         : _isShort && !_slots.Any(slot => slot.State is SlotState.Running or SlotState.Ending) ? "memory does not suffice for one more."
         : null;
 
+    private async Task EndBackoffAsync(TimeSpan time, int number)
+    {
+        await Task.Delay(time).ConfigureAwait(false);
+        lock (_lock)
+        {
+            if (number == _backoffs) // none has begun since
+            {
+                _isBackingOff = false;
+                Fill();
+            }
+        }
+    }
+
     private void Fill()
     {
-        if (_ending || Stopwatch.GetTimestamp() < _notBefore)
+        if (_ending || _isBackingOff)
         {
             return;
         }
 
         int starting = Starting;
-        for (int missing = _size + _waiters.Count - _ready.Count - starting; missing > 0 && starting < (_waiters.Count > 0 ? _limits.Concurrency : (_limits.Concurrency + 1) / 2); missing--, starting++)
+        for (int missing = Wanted + _waiters.Count - _ready.Count - starting; missing > 0 && starting < (_waiters.Count > 0 ? _limits.Concurrency : (_limits.Concurrency + 1) / 2); missing--, starting++)
         {
             // What has been begun has not taken its memory yet.
             long bytes = _machines.BytesPerMachine, available = _availableBytes() - (starting * bytes);
@@ -341,7 +392,7 @@ internal sealed class SandboxPool : IAsyncDisposable
 
     private void EndSurplus()
     {
-        while (_ready.Count > _size && _ready.First is { Value: var slot })
+        while (_ready.Count > Wanted && _ready.First is { Value: var slot })
         {
             _ready.RemoveFirst();
             slot.Release();
@@ -365,13 +416,6 @@ internal sealed class SandboxPool : IAsyncDisposable
         waiter.Node = null;
         slot.State = SlotState.Running;
         _handedOut++;
-        double waitedMs = Stopwatch.GetElapsedTime(waiter.Since).TotalMilliseconds;
-        _waitsMs.Enqueue(waitedMs);
-        if (_waitsMs.Count > KeptWaits)
-        {
-            _waitsMs.Dequeue();
-        }
-
         waiter.Taken.SetResult(slot);
     }
 
@@ -405,14 +449,10 @@ internal sealed class SandboxPool : IAsyncDisposable
     /// <summary>Somebody who has asked for a machine.</summary>
     private sealed class Waiter
     {
-        public long Since { get; } = Stopwatch.GetTimestamp();
-
         public TaskCompletionSource<PoolSlot> Taken { get; } = new(TaskCreationOptions.RunContinuationsAsynchronously);
 
         /// <summary>Its place in the queue; null when it has none (any more).</summary>
         public LinkedListNode<Waiter>? Node { get; set; }
-
-        public CancellationTokenRegistration Cancelled { get; set; }
     }
 }
 

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Net;
 using System.Net.Sockets;
 using System.Text;
 using System.Text.Json.Nodes;
@@ -12,6 +13,8 @@ public sealed class PoolTests(PreparedHome prepared)
 {
     private const string Took = "Pool: took a sandbox that was ready";
 
+    private int _port;
+
     private static CancellationToken Test => TestContext.Current.CancellationToken;
 
     [Fact]
@@ -22,13 +25,21 @@ public sealed class PoolTests(PreparedHome prepared)
         string script = own.Write("script.py", "import sys; print(sys.argv[1:], input()); print('e', file=sys.stderr); sys.exit(7)");
         Assert.Equal(new ProgramResult(7, "['a'] in\n", "e\n"), await own.Dh.RunAsync(["exec", script, "a"], "in\n"));
         Assert.Equal((3, true), Ending(await own.Dh.ExecAsync("while True: pass", "--timeout", "0.2", "-v")));
+        using (var interrupted = own.Dh.Start(["exec", "-c", "print('started', flush=True)\nwhile True: pass"]))
+        {
+            Assert.Equal("started", await interrupted.StandardOutput.ReadLineAsync(Test));
+            await Processes.SignalAsync(interrupted.Id, "INT");
+            await interrupted.WaitForExitAsync(Test);
+            Assert.Equal(130, interrupted.ExitCode);
+        }
+
         foreach (string code in (string[])["1 + 1", "print('o'); 1 / 0", "import os; os.kill(os.getpid(), 9)"])
         {
             string[] pooled = Json(await own.Dh.ExecAsync(code, "--json")), unpooled = Json(await own.Dh.ExecAsync(code, "--json", "--no-pool"));
             Assert.Equal(unpooled, pooled);
         }
 
-        Assert.Equal(5, pool.HandedOutVmms().Length);
+        Assert.Equal(6, pool.HandedOutVmms().Distinct().Count());
         Assert.Contains(Took, (await own.Dh.ExecAsync("1", "-v")).Error, StringComparison.Ordinal);
         Assert.DoesNotContain(Took, (await own.Dh.RunAsync(["exec", "-v", "-c", "1"], environment: new Dictionary<string, string> { ["DH_NO_POOL"] = "1" })).Error, StringComparison.Ordinal);
         Assert.DoesNotContain(Took, (await own.Dh.ExecAsync("1", "-v", "--memory-policy", "eager")).Error, StringComparison.Ordinal);
@@ -43,13 +54,7 @@ public sealed class PoolTests(PreparedHome prepared)
     [Fact]
     public async Task Eight_at_once_on_a_pool_of_two_share_no_machine_and_no_number()
     {
-        const string Code = """
-            import os, random, secrets, socket, ssl, tempfile, time, uuid
-            open('/workspace/trace', 'x').close(); open('/tmp/trace', 'x').close()
-            now = time.time()
-            print(os.urandom(8).hex(), random.random(), uuid.uuid4(), uuid.uuid1(), secrets.token_hex(8), tempfile.mktemp(), ssl.RAND_bytes(8).hex(),
-                  socket.gethostname(), open('/etc/machine-id').read().strip(), open('/proc/sys/kernel/random/boot_id').read().strip(), now)
-            """;
+        const string Code = $"open('/workspace/trace', 'x').close(); open('/tmp/trace', 'x').close()\n{CloneGenerators.Code}";
         using var own = new OwnHome(prepared);
         await using var pool = await RunningPool.StartAsync(own.Dh, "--size", "2");
         await Task.Delay(TimeSpan.FromSeconds(1), Test); // a clone that has waited still knows the time
@@ -57,12 +62,12 @@ public sealed class PoolTests(PreparedHome prepared)
         var results = await Task.WhenAll(Enumerable.Range(0, 8).Select(_ => own.Dh.ExecAsync(Code)));
         Assert.All(results, result => Assert.Equal((0, ""), (result.ExitCode, result.Error)));
         string[][] values = [.. results.Select(result => result.Output.Trim().Split(' '))];
-        for (int value = 0; value < 10; value++)
+        for (int value = 0; value < CloneGenerators.Names.Count; value++)
         {
             Assert.Equal(8, values.Select(line => line[value]).Distinct().Count());
         }
 
-        Assert.All(values, line => Assert.InRange(double.Parse(line[10], System.Globalization.CultureInfo.InvariantCulture), before, Now()));
+        Assert.All(values, line => Assert.InRange(double.Parse(line[^1], System.Globalization.CultureInfo.InvariantCulture), before, Now()));
         Assert.Equal(8, pool.HandedOutVmms().Distinct().Count());
         await pool.WaitAsync("ready", 2);
         Assert.Equal((2, 8, 0), ((await pool.StatusAsync()).GetProperty("size").GetInt32(), (await pool.StatusAsync()).GetProperty("handed_out").GetInt32(), (await pool.StatusAsync()).GetProperty("failed").GetInt32()));
@@ -136,6 +141,7 @@ public sealed class PoolTests(PreparedHome prepared)
             var many = await own.Dh.RunAsync(["vm", "pool", "scale", "10000"]);
             Assert.Equal((2, true), (many.ExitCode, many.Error.Contains("at most", StringComparison.Ordinal)));
             Assert.Equal(2, (await own.Dh.RunAsync(["vm", "pool", "start", "-n", "0"])).ExitCode);
+            Assert.Equal(2, (await own.Dh.RunAsync(["vm", "pool", "start", "--metrics", "0.0.0.0:9464"])).ExitCode);
             Assert.Equal(0, (await own.Dh.RunAsync(["vm", "pool", "scale", "0"])).ExitCode);
             Assert.Equal(new ProgramResult(0, "2\n", ""), await own.Dh.ExecAsync("1 + 1"));
         }
@@ -168,11 +174,23 @@ public sealed class PoolTests(PreparedHome prepared)
     public async Task A_pool_that_nobody_uses_ends_by_itself()
     {
         using var own = new OwnHome(prepared);
-        await using var pool = await RunningPool.StartAsync(own.Dh, "-n", "1", "--idle-timeout", "1s");
+        await using var pool = await RunningPool.StartAsync(own.Dh, "-n", "1", "--idle-timeout", "1s", "--metrics", $"127.0.0.1:{FreePort()}");
+        using (var http = new HttpClient())
+        {
+            Assert.Contains("dh_pool_ready{template=\"python\"", await http.GetStringAsync($"http://127.0.0.1:{_port}/metrics", Test), StringComparison.Ordinal);
+        }
+
         using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(20));
         await pool.Daemon.WaitForExitAsync(limit.Token);
         Assert.Equal(0, pool.Daemon.ExitCode);
         await own.AssertNothingLeftAsync("an idle pool");
+    }
+
+    private int FreePort()
+    {
+        using var probe = new TcpListener(IPAddress.Loopback, 0);
+        probe.Start();
+        return _port = ((IPEndPoint)probe.LocalEndpoint).Port;
     }
 
     private static Socket Connect(string path)

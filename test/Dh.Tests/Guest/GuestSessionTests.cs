@@ -31,6 +31,34 @@ public sealed class GuestSessionTests : IDisposable
         Assert.Equal("out", output.Text);
     }
 
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_session_that_was_handed_over_goes_on_where_it_was_and_no_longer_here()
+    {
+        await GreetAsync();
+        await RunAsync(_session, FakeGuest.Result());
+        using var next = GuestSession.Resume(_guest.Near, _session.HandOver());
+        await RunAsync(next, FakeGuest.Result(id: 2));
+        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.ExecuteAsync(new ExecutionRequest { Source = "code" }, new CapturedText(), Cancellation));
+        Assert.Throws<InvalidOperationException>(() => _session.HandOver());
+
+        async Task RunAsync(GuestSession session, string result)
+        {
+            var running = session.ExecuteAsync(new ExecutionRequest { Source = "code" }, new CapturedText(), Cancellation);
+            _ = await _guest.HearFrameAsync();
+            await _guest.SayFrameAsync(result);
+            Assert.Equal(0, (await running).ExitCode);
+        }
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_guest_that_speaks_without_being_asked_is_not_handed_over()
+    {
+        var greeting = _session.GreetAsync(AnswerLimit, Cancellation);
+        await _guest.SayAsync((byte[])[.. FakeGuest.Frame(FakeGuest.Hello), 1]);
+        await greeting;
+        Assert.Equal("The guest broke its protocol: it speaks without being asked.", Assert.Throws<DhException>(() => _session.HandOver()).Message);
+    }
+
     [Theory(Timeout = TestLimitMs)]
     [InlineData(1u, 0u)]
     [InlineData((1u << 20) + 1, 0u)]

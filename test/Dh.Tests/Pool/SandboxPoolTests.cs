@@ -153,6 +153,22 @@ public sealed class SandboxPoolTests
         Assert.Equal(SlotState.Running, mine.State);
     }
 
+    [Fact]
+    public async Task While_memory_is_short_fewer_are_ready_and_then_as_many_as_before()
+    {
+        await using var pool = NewPool(new FakeMachines());
+        pool.Resize(3);
+        await pool.Filled.Task.WaitAsync(Soon, Test);
+        pool.Adapt(isPressed: true);
+        Assert.Equal(2, pool.Counts().Ready);
+        pool.Adapt(isPressed: true);
+        pool.Adapt(isPressed: true);
+        Assert.Equal((3, 1), (pool.Size, pool.Counts().Ready));
+        pool.Adapt(isPressed: false);
+        pool.Adapt(isPressed: false);
+        await UntilAsync(() => pool.Counts().Ready == 3);
+    }
+
     private static SandboxPool NewPool(FakeMachines machines) =>
         new(machines, () => long.MaxValue / 2, new PoolLimits(Concurrency, Soon) { FirstBackoff = TimeSpan.FromMilliseconds(1) }, new PoolLog(_ => { }));
 

@@ -1,10 +1,10 @@
 using System.Net.Sockets;
 using System.Text;
 
-namespace Dh.Pool;
+namespace Dh.Cli;
 
 /// <summary>Tells whoever has started this process how far it is: sd_notify(3), a datagram to the socket that <c>NOTIFY_SOCKET</c> names.</summary>
-public static class ServiceNotification
+internal static class ServiceNotification
 {
     /// <summary>The variable that names the socket.</summary>
     public const string Variable = "NOTIFY_SOCKET";

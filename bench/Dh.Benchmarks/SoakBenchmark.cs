@@ -1,0 +1,96 @@
+using System.Collections.Concurrent;
+using System.Diagnostics;
+using System.Globalization;
+using Dh.TestSupport;
+
+namespace Dh.Benchmarks;
+
+/// <summary>Pooled runs, thousands of them: that 200 clones share nothing, how many a second, how long they take, and that the daemon does not grow. <c>SOAK_COUNT</c> says how many (10,000).</summary>
+internal static class SoakBenchmark
+{
+    private const int Size = 4;
+    private const int Clients = 4;
+    private const int Parts = 10;
+    private const int Clones = 200;
+    private const long MaximalGrowthKib = 1024;
+    private const double MaximalClockErrorMs = 50;
+
+    public static async Task<bool> RunAsync()
+    {
+        int count = int.Parse(Environment.GetEnvironmentVariable("SOAK_COUNT") ?? "10000", CultureInfo.InvariantCulture);
+        var report = new PromiseReport("Soak", $"{count} pooled runs of `print('hello')` by {Clients} clients, a pool of {Size}, {Environment.ProcessorCount} CPUs. Made by `Dh.Benchmarks soak`.");
+        var times = new ConcurrentBag<double>();
+        var parts = new List<(int Descriptors, long AnonymousKib, int Directories)>();
+        double seconds;
+        await using (await BenchmarkPool.StartAsync(Size))
+        {
+            CompareClones(report);
+        }
+
+        await using (await BenchmarkPool.StartAsync(Size))
+        {
+            int daemon = (await BenchmarkPool.StatusAsync()).GetProperty("process_id").GetInt32();
+            long start = Stopwatch.GetTimestamp();
+            for (int part = 0; part < Parts; part++)
+            {
+                int left = count / Parts;
+                await Task.WhenAll(Enumerable.Range(0, Clients).Select(_ => Task.Run(() =>
+                {
+                    while (Interlocked.Decrement(ref left) >= 0)
+                    {
+                        times.Add(ExecBenchmark.Run(ExecBenchmark.Dh, ["exec", "-c", "print('hello')"], BenchmarkPool.Environment).Milliseconds);
+                    }
+                })));
+                await BenchmarkPool.WaitReadyAsync(Size);
+                parts.Add((
+                    Directory.EnumerateFileSystemEntries($"/proc/{daemon}/fd").Count(), AnonymousKib(daemon), Directory.EnumerateDirectories(DhHome.Default.RunDirectory).Count()));
+                Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{times.Count} runs: {parts[^1]}"));
+            }
+
+            seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
+            var status = await BenchmarkPool.StatusAsync();
+            bool each = status.GetProperty("handed_out").GetInt64() == times.Count && status.GetProperty("failed").GetInt64() == 0;
+            report.Row("runs that got a sandbox of the pool, and sandboxes that failed", $"{status.GetProperty("handed_out").GetInt64()} of {times.Count}, {status.GetProperty("failed").GetInt64()}", $"all, none", each);
+        }
+
+        double[] sorted = [.. times.Order()];
+        double At(double part) => sorted[(int)Math.Min(sorted.Length - 1, sorted.Length * part)];
+        long growth = parts[^1].AnonymousKib - parts[^2].AnonymousKib;
+        report.Row("runs a second", $"{times.Count / seconds:0.0}");
+        report.Row("whole run: p50, p99, p99.9", $"{At(0.5):0} ms, {At(0.99):0} ms, {At(0.999):0} ms");
+        report.Row("daemon's descriptors, after the first and the last tenth", $"{parts[0].Descriptors}, {parts[^1].Descriptors}", $"no more", parts[^1].Descriptors <= parts[0].Descriptors);
+        report.Row("daemon's anonymous memory, growth in the last tenth", $"{growth} KiB (of {parts[^1].AnonymousKib})", $"<= {MaximalGrowthKib} KiB", growth <= MaximalGrowthKib);
+        report.Row("run directories, after the first and the last tenth", $"{parts[0].Directories}, {parts[^1].Directories}", $"{Size}", parts[^1].Directories == Size);
+        string text = report.ToString();
+        await File.WriteAllTextAsync(Repository.PathOf("bench/results/soak.md"), text);
+        Console.Write(text);
+        return report.Passed;
+    }
+
+    private static void CompareClones(PromiseReport report)
+    {
+        var lines = new ConcurrentBag<string[]>();
+        double early = 0, late = 0;
+        Parallel.For(0, Clones, new ParallelOptions { MaxDegreeOfParallelism = Clients }, _ =>
+        {
+            double before = Now();
+            string[] line = ExecBenchmark.Run(ExecBenchmark.Dh, ["exec", "-c", CloneGenerators.Code], BenchmarkPool.Environment).Output.Trim().Split(' ');
+            double now = double.Parse(line[^1], CultureInfo.InvariantCulture), after = Now();
+            lock (lines)
+            {
+                (early, late) = (Math.Max(early, before - now), Math.Max(late, now - after));
+            }
+
+            lines.Add(line);
+        });
+        int equal = Enumerable.Range(0, CloneGenerators.Names.Count).Sum(value => lines.Count - lines.Select(line => line[value]).Distinct().Count());
+        report.Row($"equal values of {lines.Count} clones, {CloneGenerators.Names.Count} generators", $"{equal}", $"none", equal == 0 && lines.Count == Clones);
+        double outside = Math.Max(early, late) * 1000;
+        report.Row("their wall clocks, beyond the time that the host has seen the run take", $"{outside:0.0} ms", $"<= {MaximalClockErrorMs} ms", outside <= MaximalClockErrorMs);
+    }
+
+    private static double Now() => (DateTimeOffset.UtcNow - DateTimeOffset.UnixEpoch).TotalSeconds;
+
+    private static long AnonymousKib(int process) => long.Parse(
+        File.ReadLines($"/proc/{process}/status").First(line => line.StartsWith("RssAnon:", StringComparison.Ordinal)).Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture);
+}
