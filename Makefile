@@ -2,11 +2,7 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup build demo test test-nested chaos sweep fuzz check bench bench-memory bench-deephaven install clean
-=======
-.PHONY: help setup build demo test test-nested fuzz check bench bench-memory bench-deephaven bench-pool soak install clean
->>>>>>> 22a5e2e24fd77a8a0280af74a2b9a05228848185
+.PHONY: help setup build demo test test-nested chaos sweep soak fuzz check bench bench-memory bench-deephaven bench-pool install clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=

@@ -23,10 +23,6 @@ switch (args)
     case ["soak"]:
         return await SoakBenchmark.RunAsync() ? 0 : 1;
     default:
-<<<<<<< HEAD
-        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|cage|firecracker|memory|deephaven");
-=======
-        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|firecracker|memory|deephaven|pool|soak");
->>>>>>> 22a5e2e24fd77a8a0280af74a2b9a05228848185
+        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|cage|firecracker|memory|deephaven|pool|soak");
         return 2;
 }

@@ -60,7 +60,7 @@ internal sealed class SandboxPool : IAsyncDisposable
     /// <summary>How many have been handed out and live, or are awaited.</summary>
     public int InUse => Locked(() => Count(SlotState.Running) + _waiters.Count);
 
-    /// <summary>When a machine was handed out last, or given back, in <see cref="Stopwatch"/> ticks.</summary>
+    /// <summary>When a machine was handed out last, or given back, or the pool was full first, in <see cref="Stopwatch"/> ticks.</summary>
     public long UsedAt { get; private set; } = Stopwatch.GetTimestamp();
 
     /// <summary>Changes how many are to be ready: more are begun at once, surplus ones end.</summary>
@@ -255,6 +255,7 @@ internal sealed class SandboxPool : IAsyncDisposable
         Log.Write(PoolEvent.Ready, $"sandbox={slot.Number}");
         if (full && Filled.TrySetResult())
         {
+            UsedAt = Stopwatch.GetTimestamp(); // nobody could use it before
             Log.Write(PoolEvent.Full, "");
         }
     }

@@ -80,7 +80,7 @@ public sealed class ExecTests(PreparedHome prepared)
         Assert.Equal("out\n", root.GetProperty("stdout").GetString());
         Assert.Equal("", root.GetProperty("stderr").GetString());
         Assert.Equal(JsonValueKind.Array, root.GetProperty("tables").ValueKind);
-        Assert.Equal("emulated", root.GetProperty("isolation").GetString());
+        Assert.Equal("emulated+cage", root.GetProperty("isolation").GetString());
     }
 
     [Fact]
