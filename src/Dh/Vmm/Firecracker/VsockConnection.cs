@@ -14,6 +14,8 @@ namespace Dh.Vmm.Firecracker;
 internal static class VsockConnection
 {
     private const int MaxAnswerBytes = 32;
+    private const string NotAnswered = "it was not answered";
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(1);
     private static readonly TimeSpan FirstPause = TimeSpan.FromMilliseconds(2);
     private static readonly TimeSpan LongestPause = TimeSpan.FromMilliseconds(100);
 
@@ -25,36 +27,38 @@ internal static class VsockConnection
     /// <exception cref="DhException">The guest does not take it in time, or the answer is none.</exception>
     public static async Task<Socket> ConnectAsync(string path, uint port, TimeSpan timeLimit, CancellationToken cancellationToken)
     {
-        long start = Stopwatch.GetTimestamp();
+        long start = Stopwatch.GetTimestamp(), begun = start;
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken);
         limit.CancelAfter(timeLimit);
-        string last = "it was not answered";
+        string state = NotAnswered;
+        string? ended = null; // how the attempt before went
         int attempts = 0;
         try
         {
             for (var pause = FirstPause; ; pause = TimeSpan.FromTicks(Math.Min(pause.Ticks * 2, LongestPause.Ticks)))
             {
                 attempts++;
+                begun = Stopwatch.GetTimestamp();
+                state = NotAnswered;
                 var socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
                 bool connected = false;
                 try
                 {
                     await socket.ConnectAsync(new UnixDomainSocketEndPoint(path), limit.Token).ConfigureAwait(false);
                     await socket.SendAsync(Encoding.ASCII.GetBytes(string.Create(CultureInfo.InvariantCulture, $"CONNECT {port}\n")), SocketFlags.None, limit.Token).ConfigureAwait(false);
-                    last = "it was not answered";
                     if (await IsAcceptedAsync(socket, port, limit.Token).ConfigureAwait(false))
                     {
-                        last = "it was taken, and nothing was said";
+                        state = "it was taken, and nothing was said";
                         connected = await socket.ReceiveAsync(new byte[1], SocketFlags.Peek, limit.Token).ConfigureAwait(false) > 0;
                     }
                     else
                     {
-                        last = "it was refused";
+                        state = "it was refused";
                     }
                 }
                 catch (SocketException e)
                 {
-                    last = e.SocketErrorCode.ToString();
+                    state = e.SocketErrorCode.ToString();
                 }
                 finally
                 {
@@ -69,11 +73,14 @@ internal static class VsockConnection
                     return socket;
                 }
 
+                ended = state;
                 await Task.Delay(pause, limit.Token).ConfigureAwait(false);
             }
         }
         catch (OperationCanceledException e) when (!cancellationToken.IsCancellationRequested)
         {
+            // An attempt that had only just begun says less than the one before.
+            string last = ended is null || Stopwatch.GetElapsedTime(begun) > Patience ? state : ended;
             throw new DhException(
                 DhErrorReason.Guest,
                 $"The guest's runner took no connection on vsock port {port} within {Stopwatch.GetElapsedTime(start).TotalSeconds:0.#} s ({attempts} attempts, the last: {last}).",
