@@ -2,7 +2,6 @@ using System.Diagnostics;
 using System.Globalization;
 using Dh.Sandboxes;
 using Dh.Snapshots;
-using Dh.TestSupport;
 
 namespace Dh.IntegrationTests.Guests;
 
