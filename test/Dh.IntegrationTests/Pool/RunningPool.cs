@@ -48,6 +48,16 @@ internal sealed class RunningPool : IAsyncDisposable
         }
     }
 
+    /// <summary>Waits until it has told of an event.</summary>
+    public async Task WaitForEventAsync(string part)
+    {
+        using var limit = new CancellationTokenSource(Limit);
+        while (!Events.Any(line => line.Contains(part, StringComparison.Ordinal)))
+        {
+            await Task.Delay(20, limit.Token);
+        }
+    }
+
     /// <summary>Its VMMs, as its events name those that were handed out.</summary>
     public int[] HandedOutVmms() =>
         [.. Events.Where(line => line.Contains(" 11 HandedOut ", StringComparison.Ordinal)).Select(line => int.Parse(line.Split("vmm=")[1], CultureInfo.InvariantCulture))];
