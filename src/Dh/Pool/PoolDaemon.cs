@@ -214,7 +214,7 @@ public sealed class PoolDaemon : IAsyncDisposable
             {
                 FollowSnapshot();
                 _pool.Adapt(HostMemory.IsPressed);
-                if (_options.IdleTimeout is { } limit && (_options.Size == 0 || _pool.Filled.Task.IsCompleted) && _pool.InUse == 0 && Stopwatch.GetElapsedTime(_pool.UsedAt) > limit)
+                if (_options.IdleTimeout is { } limit && _pool.InUse == 0 && Stopwatch.GetElapsedTime(_pool.UsedAt) > limit)
                 {
                     Stop("idle");
                 }

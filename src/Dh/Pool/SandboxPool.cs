@@ -60,7 +60,7 @@ internal sealed class SandboxPool : IAsyncDisposable
     /// <summary>How many have been handed out and live, or are awaited.</summary>
     public int InUse => Locked(() => Count(SlotState.Running) + _waiters.Count);
 
-    /// <summary>When a machine was handed out last, or given back, or the pool was full first, in <see cref="Stopwatch"/> ticks.</summary>
+    /// <summary>When a machine was asked for last, given back, or ready, in <see cref="Stopwatch"/> ticks.</summary>
     public long UsedAt { get; private set; } = Stopwatch.GetTimestamp();
 
     /// <summary>Changes how many are to be ready: more are begun at once, surplus ones end.</summary>
@@ -242,6 +242,7 @@ internal sealed class SandboxPool : IAsyncDisposable
         {
             ThrowIfReleased(slot);
             slot.State = SlotState.Ready;
+            UsedAt = Stopwatch.GetTimestamp(); // nobody is idle who still waits for the first one
             if (!TryGiveToWaiter(slot))
             {
                 _ready.AddLast(slot);
@@ -255,7 +256,6 @@ internal sealed class SandboxPool : IAsyncDisposable
         Log.Write(PoolEvent.Ready, $"sandbox={slot.Number}");
         if (full && Filled.TrySetResult())
         {
-            UsedAt = Stopwatch.GetTimestamp(); // nobody could use it before
             Log.Write(PoolEvent.Full, "");
         }
     }
@@ -266,9 +266,9 @@ internal sealed class SandboxPool : IAsyncDisposable
         lock (_lock)
         {
             bool before = slot.State is SlotState.Restoring or SlotState.Greeting;
+            UsedAt = slot.State == SlotState.Running ? Stopwatch.GetTimestamp() : UsedAt;
             slot.State = SlotState.Ending;
             _ready.Remove(slot);
-            UsedAt = Stopwatch.GetTimestamp();
             if (failure is not null)
             {
                 _failed++;

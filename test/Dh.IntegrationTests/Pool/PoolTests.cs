@@ -163,9 +163,7 @@ public sealed class PoolTests(PreparedHome prepared)
         Assert.Equal(0, (await copy.Dh.ExecAsync("1")).ExitCode);
         File.Delete(current);
         Assert.Equal(4, (await copy.Dh.ExecAsync("print('ran')")).ExitCode);
-        await pool.WaitForEventAsync(" SnapshotChanged it is gone");
-        await pool.WaitAsync("ready", 0);
-        await pool.WaitAsync("starting", 0);
+        await pool.WaitForEventAsync(" 31 SnapshotChanged it is gone");
         await OwnHome.AssertNothingLeftAsync(copy.Dh, "the snapshot");
         File.CreateSymbolicLink(current, Path.GetFileName(snapshot));
         await pool.WaitAsync("ready", 1);
@@ -176,7 +174,7 @@ public sealed class PoolTests(PreparedHome prepared)
     public async Task A_pool_that_nobody_uses_ends_by_itself()
     {
         using var own = new OwnHome(prepared);
-        await using var pool = await RunningPool.StartAsync(own.Dh, "-n", "1", "--idle-timeout", "3s", "--metrics", $"127.0.0.1:{FreePort()}");
+        await using var pool = await RunningPool.StartAsync(own.Dh, "-n", "1", "--idle-timeout", "4s", "--metrics", $"127.0.0.1:{FreePort()}");
         using (var http = new HttpClient())
         {
             Assert.Contains("dh_pool_ready{template=\"python\"", await http.GetStringAsync($"http://127.0.0.1:{_port}/metrics", Test), StringComparison.Ordinal);

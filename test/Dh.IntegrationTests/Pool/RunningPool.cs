@@ -52,9 +52,9 @@ internal sealed class RunningPool : IAsyncDisposable
     public async Task WaitForEventAsync(string part)
     {
         using var limit = new CancellationTokenSource(Limit);
-        while (!_events.Any(line => line.Contains(part, StringComparison.Ordinal)))
+        while (!Events.Any(line => line.Contains(part, StringComparison.Ordinal)))
         {
-            await Task.Delay(50, limit.Token);
+            await Task.Delay(20, limit.Token);
         }
     }
 
