@@ -36,8 +36,6 @@ PREVIEW_ROWS = 10
 MAX_TABLES = 100
 WARM_UP_ROUNDS = 25
 MAX_PREVIEW = 16_384  # characters
-MAX_THREADS = 1024
-OPENED = ["--add-opens=java.base/java.lang=ALL-UNNAMED", "--add-opens=java.base/java.util.concurrent=ALL-UNNAMED"]  # for JavaRandom
 SETTLING_ROUNDS = 3  # Python's object, the JVM's, and what that has held
 UPDATE_CYCLE = 1.5  # seconds; the update graph's is one
 
@@ -59,7 +57,7 @@ class Engine:
         self._names["deephaven"] = deephaven
         self._table_type = deephaven.table.Table
         self._system = jpy.get_type("java.lang.System")
-        self._java_random = JavaRandom(jpy)
+        self._secure_random = jpy.get_type("java.security.SecureRandom")()
         self.version = deephaven.__version__
         self._environment = dict(os.environ)
 
@@ -189,42 +187,8 @@ class Engine:
 
     def _reseed(self):
         reseed()
-        self._java_random.reseed()
-
-
-class JavaRandom:
-    """The JVM's generators, which are alike in all clones of one snapshot until they get new seeds."""
-
-    def __init__(self, jpy):
-        self._secure = jpy.get_type("java.security.SecureRandom")()
-        jpy.get_type("java.lang.Math").random()  # makes its generator
-        self._math = jpy.cast(_field(jpy, "java.lang.Math$RandomNumberGeneratorHolder", "randomNumberGenerator").get(None), "java.util.Random")
-        # ThreadLocalRandom: a seed in each thread, and one that those of new threads come from.
-        self._seeder = jpy.cast(_field(jpy, "java.util.concurrent.ThreadLocalRandom", "seeder").get(None), "java.util.concurrent.atomic.AtomicLong")
-        self._seed = _field(jpy, "java.lang.Thread", "threadLocalRandomSeed")
-        self._threads = jpy.get_type("java.lang.Thread").currentThread().getThreadGroup()
-        while self._threads.getParent() is not None:
-            self._threads = self._threads.getParent()
-        self._array = jpy.array("java.lang.Thread", MAX_THREADS)
-
-    def reseed(self):
         # NativePRNG keeps what it has read of /dev/urandom for 100 ms, by the clock, which has been set before; others keep a state.
-        self._secure.setSeed(_random_long())
-        self._math.setSeed(_random_long())
-        self._seeder.set(_random_long())
-        for i in range(self._threads.enumerate(self._array)):
-            self._seed.setLong(self._array[i], _random_long())
-            self._array[i] = None
-
-
-def _field(jpy, of, name):
-    field = jpy.get_type("java.lang.Class").forName(of).getDeclaredField(name)
-    field.setAccessible(True)
-    return field
-
-
-def _random_long():
-    return int.from_bytes(os.urandom(8), "little", signed=True)
+        self._secure_random.setSeed(int.from_bytes(os.urandom(8), "little", signed=True))
 
 
 def start_server(jvm_args):
@@ -234,7 +198,7 @@ def start_server(jvm_args):
     os.environ.setdefault("JAVA_HOME", java[-1])
     from deephaven_server import Server
 
-    Server(host="localhost", port=PORT, jvm_args=[*OPENED, *jvm_args]).start()
+    Server(host="localhost", port=PORT, jvm_args=jvm_args).start()
     sys.stdout, sys.stderr = _stdout, _stderr  # the server has put its own in their place, which write to its log as well
 
 
