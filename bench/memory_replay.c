@@ -7,7 +7,7 @@
 //   uffd SOCKET_FD               a page server's client: sends Firecracker's handshake on an inherited socket
 //   uffd-backed SOCKET_FD FD     the same; its memory is a shared mapping of the file FD, as QEMU's is (native/vmm_preload.c)
 //   file                         a private mapping of the memory file
-//   file-prefault RUNS           the same; RUNS are copied at once, as native/vmm_preload.c does it
+//   file-prefault RUNS           the same, before `ready`; a thread copies RUNS, as native/vmm_preload.c does it while QEMU sets up the machine
 //   file-populate                the same with MAP_POPULATE: all of it is copied at once
 //   memcpy RUNS                  copies into memory that is resident already
 //   c-copy FILE THREADS          copies the data of FILE with UFFDIO_COPY, then unregisters: the least an eager page server has to do
@@ -43,7 +43,6 @@
 #define PAGE 4096UL
 #define PIECE (4UL << 20)
 #define SLOW_NS 2000
-#define PREFAULT_BATCH 64
 #define ZEROS UINT64_MAX
 
 enum { READ = 1, WRITTEN = 2, HOLE = 4 };
@@ -218,11 +217,18 @@ static void *answer_faults(void *unused)
 static void *prefault_runs(void *unused)
 {
     (void)unused;
-    for (size_t first; (first = atomic_fetch_add(&next_piece, PREFAULT_BATCH)) < run_count;)
-        for (size_t i = first; i < run_count && i < first + PREFAULT_BATCH; i++)
-            if (madvise(memory + runs[i].to, runs[i].length, MADV_POPULATE_WRITE) != 0)
-                die("MADV_POPULATE_WRITE");
+    for (size_t i = 0; i < run_count; i++)
+        if (madvise(memory + runs[i].to, runs[i].length, MADV_POPULATE_WRITE) != 0)
+            die("MADV_POPULATE_WRITE");
     return NULL;
+}
+
+static void begin_prefault(void)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, prefault_runs, NULL) != 0)
+        die("pthread_create");
+    pthread_detach(thread);
 }
 
 static void serve(const char *file, const char *block_size)
@@ -247,6 +253,8 @@ static void prepare(char **arguments)
         register_memory();
     if (strcmp(mode, "memcpy") == 0 || strcmp(mode, "file-prefault") == 0)
         runs = read_all(arguments[2], sizeof *runs, &run_count);
+    if (strcmp(mode, "file-prefault") == 0)
+        memory = map_file(arguments[0], PROT_READ | PROT_WRITE, MAP_PRIVATE);
     if (strcmp(mode, "c-prefetch") == 0)
         runs = read_all(arguments[3], sizeof *runs, &run_count);
     if (strcmp(mode, "c-prefetch") == 0)
@@ -262,11 +270,7 @@ static void map(char **arguments)
     } else if (strcmp(mode, "file") == 0) {
         memory = map_file(arguments[0], PROT_READ | PROT_WRITE, MAP_PRIVATE);
     } else if (strcmp(mode, "file-prefault") == 0) {
-        memory = map_file(arguments[0], PROT_READ | PROT_WRITE, MAP_PRIVATE);
-        pthread_t other;
-        pthread_create(&other, NULL, prefault_runs, NULL);
-        prefault_runs(NULL);
-        pthread_join(other, NULL);
+        // mapped already, and a thread copies
     } else if (strcmp(mode, "file-populate") == 0) {
         memory = map_file(arguments[0], PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_POPULATE);
     } else if (strcmp(mode, "memcpy") == 0) {
@@ -347,6 +351,8 @@ int main(int argc, char **argv)
     memset(latencies, 1, (trace_length + 1) * sizeof *latencies); // resident: its own faults are not the guest's
     prepare(argv + 2);
     long before = strcmp(argv[3], "memcpy") == 0 || backing >= 0 ? 0 : own_bytes();
+    if (strcmp(argv[3], "file-prefault") == 0)
+        begin_prefault();
     printf("ready\n");
     while (fgets(line, sizeof line, stdin) != NULL) {
         int64_t start = now();

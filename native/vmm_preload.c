@@ -10,8 +10,8 @@
 //         With DH_BACKING_FD, a file in memory as long as guest memory that the page server fills while QEMU starts, guest
 //         memory is a shared mapping of that file: only the pages that are missing in it become faults.
 //   File  DH_MEMORY_FD: a private mapping of the memory file, opened O_RDONLY; with DH_PREFAULT_FD, a file of pairs of
-//         64-bit numbers (offset, length), those stretches of it are copied at once: what a run is known to write costs
-//         less this way than by a fault for each page.
+//         64-bit numbers (offset, length), those stretches of it are copied while QEMU sets up the machine: what a run is
+//         known to write need not be a fault for each page then.
 //
 // and DH_RAM_SIZE in bytes. With DH_LOCK_FD it also has a thread that takes the VMM's system calls away (late_lock.h). Anything wrong ends QEMU with exit code 71 and one line on stderr: a guest must not run on
 // memory that is not its snapshot's. One thing cannot be seen from here: a QEMU that never maps its memory this way
@@ -29,6 +29,7 @@
 #include <limits.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -188,36 +189,43 @@ static void *map_userfaultfd(void *address, size_t length, int prot, int flags)
     return memory;
 }
 
-struct prefault {
+static struct {
     char *memory;
     size_t length;
     int file;
-    atomic_long next; // the offset in the file of the batch that is to be done next
-};
+} work; // of the thread below, which outlives the call that starts it
 
-// An aid only: a kernel before 5.14 does not know the advice, and a machine short of memory may refuse it.
-static void *prefault_batches(void *argument)
+// An aid only: a kernel before 5.14 does not know the advice, and a machine short of memory may refuse it. What the guest writes first, the kernel
+// copies then, as it does without this.
+static void *prefault_runs(void *unused)
 {
-    struct prefault *work = argument;
+    (void)unused;
     uint64_t runs[64][2];
-    for (ssize_t size; (size = pread(work->file, runs, sizeof runs, atomic_fetch_add(&work->next, (long)sizeof runs))) > 0;)
-        for (size_t i = 0; i < (size_t)size / sizeof *runs; i++)
-            if (runs[i][0] < work->length && runs[i][1] <= work->length - runs[i][0] &&
-                madvise(work->memory + runs[i][0], runs[i][1], MADV_POPULATE_WRITE) != 0)
-                return NULL;
+    bool going = true;
+    off_t at = 0;
+    for (ssize_t size; going && (size = pread(work.file, runs, sizeof runs, at)) > 0; at += size)
+        for (size_t i = 0; going && i < (size_t)size / sizeof *runs; i++)
+            going = runs[i][0] < work.length && runs[i][1] <= work.length - runs[i][0] &&
+                    madvise(work.memory + runs[i][0], runs[i][1], MADV_POPULATE_WRITE) == 0;
+    close(work.file);
     return NULL;
 }
 
-// On two threads: it is the kernel's copying that takes the time, and QEMU has nothing else to do yet.
+// On a thread of its own, while QEMU sets up the machine.
 static void prefault(char *memory, size_t length)
 {
-    struct prefault work = {.memory = memory, .length = length, .file = configured_descriptor("DH_PREFAULT_FD")};
-    pthread_t helper;
-    bool helped = pthread_create(&helper, NULL, prefault_batches, &work) == 0;
-    prefault_batches(&work);
-    if (helped)
-        pthread_join(helper, NULL);
-    close(work.file);
+    work.memory = memory;
+    work.length = length;
+    work.file = configured_descriptor("DH_PREFAULT_FD");
+    sigset_t all, before; // QEMU's signals are for its own threads
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, prefault_runs, NULL) == 0)
+        pthread_detach(thread);
+    else
+        close(work.file);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 static void *map_memory_file(void *address, size_t length, int prot, int flags)

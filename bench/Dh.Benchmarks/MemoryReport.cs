@@ -31,6 +31,7 @@ internal sealed class MemoryReport
         Line($"- *population*: until the guest could run. *replay*: the touching. *total*: both. *times C*: the total by that of one thread of C that copies all data.");
         Line($"- prefetch and lazy: the page server is opened {headStart.TotalMilliseconds:0} ms before the handshake, as a VMM takes that long to start, and a core is busy meanwhile; the clock starts when the handshake waits in the socket. Their C loops wait as long, with the source mapped and read.");
         Line($"- \"into memory that the VMM maps\": the same, but the page server writes what the policy places into that memory while the VMM starts, as `dh` does it with QEMU. A VMM with memory of its own, as Firecracker is one, gets copies after its handshake.");
+        Line($"- \"file, written pages prefaulted\": the memory file is mapped, and a thread of the VMM begins to copy the written pages, when the VMM starts, as `dh`'s preload library does it.");
         Line($"- eager, and \"no head start\": the clock starts before the source is opened; the handshake waits already. So does the clock of C.");
         Line($"- *slow accesses*: those to data that took more than 2 us, which somebody had to serve. *private*: memory afterwards that no other guest shares.").Line($"");
         Table($"From the page cache, medians of {warmRounds}", way => way.Warm);
