@@ -98,7 +98,8 @@ public sealed class PoolDaemon : IAsyncDisposable
             }
 
             full();
-            await Task.Delay(Timeout.Infinite, _stop.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+            // Both end when it is told to end; one that ends before has failed, and without it this is no pool.
+            await Task.WhenAny(accepting, maintaining).ConfigureAwait(false);
         }
         catch (OperationCanceledException) when (_stop.IsCancellationRequested)
         {
