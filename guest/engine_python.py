@@ -85,6 +85,7 @@ def warm_up():
         for name in ("ctypes", "ctypes._endian", "_ctypes"):
             del sys.modules[name]
         _bare_modules = len(sys.modules)
+    reseed()  # OpenSSL sets up its generator at first use, which takes emulated code long
 
 
 def fork_child(control, descriptors):
@@ -116,6 +117,7 @@ def child(control, descriptors):
                 os.close(listener)
             while not (job := read_message(jobs)):  # none yet: but the machine has been restored, and there will be one
                 rehearsal.run_once()
+                reseed()  # for practice: the kernel may not have its entropy yet
             reseed()
             _, *job = marshal.loads(job)  # there are no tables to show
             code, result_repr, error = run(module, *job)
@@ -137,6 +139,7 @@ def get_ready(stdin, stdout, stderr, jobs, report):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     rehearsal = Rehearsal()
     rehearsal.run_once()  # writes to the pages that a run writes to: their copies are made before the snapshot
+    reseed()  # the same
     return jobs, report, stdin_demand.install(), rehearsal
 
 
