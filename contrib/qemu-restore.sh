@@ -27,7 +27,6 @@ coproc QEMU { LD_PRELOAD=$preload DH_RAM_SIZE=$((memory << 20)) DH_UFFD_SOCKET=$
     -chardev "$backend,id=channel" \
     -device virtio-serial-device,max_ports=2 -device virtserialport,chardev=channel,name=dh.channel \
     -drive "if=none,id=root,file=$snapshot/root.img,format=raw,read-only=on,file.locking=off" -device virtio-blk-device,drive=root \
-    -kernel "$snapshot/kernel" -initrd "$snapshot/initrd" -append "" \
     -incoming defer 9<"$snapshot/state"; }
 exec 3<&"${QEMU[0]}" 4>&"${QEMU[1]}"
 

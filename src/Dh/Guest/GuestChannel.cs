@@ -14,6 +14,7 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
     public const int MaxHeaderBytes = 1 << 20;
     public const int MaxGuestBodyBytes = 1 << 20;
     private const int PrefixBytes = 8;
+    private const int MaxTogetherBytes = 64 << 10;
 
     private readonly SemaphoreSlim _writing = new(1, 1);
     private byte[] _header = new byte[4096];
@@ -57,16 +58,19 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
     public async Task WriteAsync<T>(T header, JsonTypeInfo<T> type, ReadOnlyMemory<byte> body, CancellationToken cancellationToken)
     {
         byte[] json = JsonSerializer.SerializeToUtf8Bytes(header, type);
-        byte[] start = new byte[PrefixBytes + json.Length];
+        // In one piece where it is small: each write interrupts the guest once more.
+        int together = body.Length <= MaxTogetherBytes ? body.Length : 0;
+        byte[] start = new byte[PrefixBytes + json.Length + together];
         BinaryPrimitives.WriteInt32LittleEndian(start, json.Length);
         BinaryPrimitives.WriteInt32LittleEndian(start.AsSpan(4), body.Length);
         json.CopyTo(start, PrefixBytes);
+        body[..together].CopyTo(start.AsMemory(PrefixBytes + json.Length));
         await _writing.WaitAsync(cancellationToken).ConfigureAwait(false);
         try
         {
             // A frame that was begun is finished: half of one would end the sandbox.
             await SendAllAsync(start).ConfigureAwait(false);
-            await SendAllAsync(body).ConfigureAwait(false);
+            await SendAllAsync(body[together..]).ConfigureAwait(false);
         }
         catch (SocketException e)
         {

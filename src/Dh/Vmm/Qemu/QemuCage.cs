@@ -26,7 +26,7 @@ internal static class QemuCage
     public static LauncherOptions Of(QemuBinary qemu, MachineDescription machine, VmmStartOptions options)
     {
         long codeBufferMib = machine.Accelerator == Accelerator.Tcg ? QemuCommandLine.RestoreCodeBufferMib : 0;
-        List<string> read = [.. Libraries, qemu.Path, options.Installation.PreloadPath, machine.KernelPath, machine.InitrdPath];
+        List<string> read = [.. Libraries, qemu.Path, options.Installation.PreloadPath];
         if (IsScript(qemu.Path))
         {
             read.AddRange(Programs);

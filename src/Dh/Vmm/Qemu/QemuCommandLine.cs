@@ -45,6 +45,8 @@ internal static class QemuCommandLine
         string memory = purpose == QemuPurpose.Boot
             ? $"memory-backend-file,id=ram0,size={size},mem-path={Escape(memoryPath!)},share=on"
             : $"memory-backend-ram,id=ram0,size={size}";
+        // A restored machine has its kernel in memory; QEMU would read the file into memory of its own all the same.
+        string[] kernel = purpose == QemuPurpose.Boot ? ["-kernel", machine.KernelPath, "-initrd", machine.InitrdPath, "-append", KernelArguments(machine)] : [];
         List<string> arguments =
         [
             "-nodefaults", "-no-user-config", "-nic", "none", "-display", "none", "-no-reboot", "-S",
@@ -62,7 +64,7 @@ internal static class QemuCommandLine
             "-chardev", $"socket,id=channel,fd={descriptors.Channel}",
             "-device", "virtio-serial-device,max_ports=2", "-device", $"virtserialport,chardev=channel,name={ChannelName}",
             "-drive", $"if=none,id=root,file={rootDisk},format=raw,read-only=on,file.locking=off", "-device", "virtio-blk-device,drive=root",
-            "-kernel", machine.KernelPath, "-initrd", machine.InitrdPath, "-append", KernelArguments(machine),
+            .. kernel,
         ];
         if (machine.Balloon)
         {
