@@ -9,8 +9,8 @@ DESTDIR ?=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DH := bin/dh
 
-# qemu, mmdebstrap and what follows are used by `dh`; procps and strace by its tests; gcc and the libraries by its build.
-PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd uidmap debian-archive-keyring procps strace gcc libc6-dev zlib1g-dev
+# qemu, mmdebstrap and what follows are used by `dh`; procps by its tests; gcc and the libraries by its build.
+PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd uidmap debian-archive-keyring procps gcc libc6-dev zlib1g-dev
 # What publishing reads; bin/dh is made again when one of them is newer.
 SOURCES := $(shell find src native guest templates \( -name obj -o -name bin \) -prune -o -type f -print 2>/dev/null) \
 	Directory.Build.props Directory.Packages.props global.json
@@ -53,17 +53,20 @@ test-nested: setup build ## Run dh under KVM, in an emulated machine that has it
 	$(DH) vm prepare
 	test/nested/run
 
-chaos: setup build ## Kill dh, its launcher or its VMM at random moments (CHAOS_RUNS, CHAOS_SEED); nothing may be left
+chaos: setup build ## Kill or stop dh, launcher, VMM, daemon; fail the page server (CHAOS_RUNS, CHAOS_SEED, FAULTS); nothing may be left
 	$(DH) vm prepare
 	test/chaos/run
+	test/chaos/page-server
+	REMOVE_COUNT=1000000 dotnet test --project test/Dh.IntegrationTests --filter-method '*.Pages_that_are_given_back_without_end_cost_no_memory'
 
-sweep: setup build ## Fail each system call of the launcher with each plausible errno (SWEEP_ERRORS; half an hour)
+sweep: setup build ## Fail each system call of dh, launcher and VMM with each plausible errno (SWEEP_SECONDS: 1800, SWEEP_SEED)
 	$(DH) vm prepare
 	test/sweep/run
 
-fuzz: setup ## Parse a million hostile inputs (FUZZ_COUNT, FUZZ_SEED)
+fuzz: setup ## Parse a million hostile inputs of each kind, and ten million frames of a guest (FUZZ_COUNT, FUZZ_SEED)
 	@seed=$${FUZZ_SEED:-$$((RANDOM * 32768 + RANDOM))} count=$${FUZZ_COUNT:-1000000}; echo "FUZZ_SEED=$$seed FUZZ_COUNT=$$count"; \
-	FUZZ_SEED=$$seed FUZZ_COUNT=$$count dotnet test --project test/Dh.Tests -c Release --filter-class Dh.Tests.Paging.FuzzTests
+	FUZZ_SEED=$$seed FUZZ_COUNT=$$count dotnet test --project test/Dh.Tests -c Release --output Detailed \
+		--filter-class Dh.Tests.Paging.FuzzTests Dh.Tests.Guest.GuestFuzzTests
 
 check: setup ## Formatting, analyzers as errors, AOT without a warning
 	dotnet format Dh.slnx --verify-no-changes

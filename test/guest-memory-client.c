@@ -6,7 +6,7 @@
 //
 // Two regions meet at the byte SPLIT of the memory file, by default in its middle. With the descriptor BACKING guest memory is a shared
 // mapping of that file, as QEMU's is, and MADV_REMOVE stands where MADV_DONTNEED is said below. The mode `huge` takes pages of 2 MiB
-// (hugetlbfs), `as-huge` takes ordinary ones and says that they are of 2 MiB.
+// (hugetlbfs), `as-huge` takes ordinary ones and says that they are of 2 MiB. A mode that begins with [ or { is what is sent as the regions.
 //
 // Prints `base ADDRESS` (of the byte at offset 0), does what MODE says, prints `sent`, then obeys lines on stdin:
 //   pages        prints `pages N`, then one hash per page in the order of the memory file
@@ -15,6 +15,7 @@
 //   read OFFSET LENGTH       prints `read HASH` of a stretch of whole pages
 //   write OFFSET LENGTH      changes a byte of each of its pages, prints `write PAGES`
 //   remove OFFSET LENGTH     gives it back (MADV_DONTNEED), prints `remove PAGES`
+//   churn COUNT              gives the first page back so many times, prints `churn COUNT`
 //   both A OFFSET LENGTH B OFFSET LENGTH   does two of these at once, on a thread each; prints `both HASH HASH`
 //   block        makes the userfaultfd blocking, prints `block 0`
 //   chatter      sends 1 MiB through the handshake socket, prints `chatter BYTES`: as many as were taken
@@ -152,6 +153,17 @@ static void act_both(struct action *first, struct action *second)
     act(second);
     pthread_join(thread, NULL);
     say("both %016" PRIx64 " %016" PRIx64 "\n", first->result, second->result);
+}
+
+static void churn(long count)
+{
+    for (long i = 0; i < count; i++) {
+        if (i % 10000 == 0)
+            alarm(30);
+        if (madvise(regions[0].base, PAGE, discard_advice) != 0)
+            die("madvise");
+    }
+    say("churn %ld\n", count);
 }
 
 static void chatter(int sock)
@@ -300,8 +312,8 @@ int main(int argc, char **argv)
         send_message(sock, text, length, &null, 1);
     } else if (strcmp(mode, "malformed") == 0) {
         send_message(sock, "[{\"base_host_virt_addr\":zero}]", 30, &uffd, 1);
-    } else if (strcmp(mode, "empty") == 0) {
-        send_message(sock, "[]", 2, &uffd, 1);
+    } else if (*mode == '[' || *mode == '{') {
+        send_message(sock, mode, strlen(mode), &uffd, 1);
     } else if (strcmp(mode, "ten-megabytes") == 0) {
         memset(text, ' ', sizeof(text));
         for (size_t at = 0; at < sizeof(text); at += 1 << 20)
@@ -338,6 +350,8 @@ int main(int argc, char **argv)
             act_both(&first, &second);
         else if (strcmp(line, "block\n") == 0)
             say("block %d\n", fcntl(uffd, F_SETFL, fcntl(uffd, F_GETFL) & ~O_NONBLOCK));
+        else if (strncmp(line, "churn ", 6) == 0)
+            churn(atol(line + 6));
         else if (strcmp(line, "chatter\n") == 0)
             chatter(sock);
         else if (sscanf(line, "%7s %zu %zu", first.name, &first.offset, &first.length) == 3) {

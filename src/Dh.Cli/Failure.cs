@@ -22,14 +22,26 @@ internal static class Failure
     public static string ReasonOf(Exception error) =>
         JsonNamingPolicy.SnakeCaseLower.ConvertName(((error as DhException)?.Reason ?? DhErrorReason.Host).ToString());
 
+    /// <summary>The error; of a part of the runtime that could not be set up (its sockets, its signals), what that needs.</summary>
+    public static Exception CauseOf(Exception error) => error is TypeInitializationException { InnerException: { } inner }
+        ? inner is TypeInitializationException ? CauseOf(inner) : new DhException(
+            DhErrorReason.Host, $"A part of the runtime could not be set up: {OneLine(inner.Message)} Look at the limits of descriptors, processes and memory (ulimit -a, the cgroup).", inner)
+        // An exception that the runtime keeps to itself: epoll refused a socket.
+        : error.GetType().FullName == "System.Net.InternalException" ? new DhException(
+            DhErrorReason.Host, $"The runtime could not wait for a socket: {OneLine(error.Message)} Look at the limits of descriptors, watches and memory (ulimit -a, fs.epoll.max_user_watches, the cgroup).", error)
+        : error;
+
     /// <summary>The message, and its cause where that fits on the line and is not told yet.</summary>
     public static string MessageOf(Exception error) =>
         error is DhException { InnerException.Message: var cause } && !error.Message.Contains(cause, StringComparison.Ordinal) && !error.Message.Contains('\n', StringComparison.Ordinal)
             ? $"{error.Message} ({cause})"
-            : error.Message;
+            : error is OutOfMemoryException
+                ? $"Memory, or a thread, was not to be had: {error.Message} Look at the limits of memory and processes (ulimit -a, the cgroup)."
+                : error.Message;
 
     public static ExitCode Report(Exception error)
     {
+        error = CauseOf(error);
         Console.Error.WriteLine(IsExpected(error) ? $"dh: {MessageOf(error)}" : $"dh: internal error: {error}");
         return CodeOf(error);
     }
@@ -58,7 +70,7 @@ internal static class Failure
 
     /// <summary>Whether the message says it all; otherwise it is a mistake in this program.</summary>
     private static bool IsExpected(Exception error) =>
-        error is DhException or LinuxException or IOException or UnauthorizedAccessException or PlatformNotSupportedException;
+        error is DhException or LinuxException or IOException or UnauthorizedAccessException or PlatformNotSupportedException or OutOfMemoryException;
 
     private static string OneLine(string text) => string.Join(' ', text.Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries));
 

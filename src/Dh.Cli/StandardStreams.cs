@@ -1,5 +1,6 @@
 using System.Text;
 using Dh.Guest;
+using Dh.Linux;
 using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Cli;
@@ -7,8 +8,9 @@ namespace Dh.Cli;
 /// <summary>Standard output and error as they are: bytes, unbuffered, in the order of the writes.</summary>
 internal sealed class StandardStreams : IOutputSink
 {
-    private readonly Lazy<Stream> _output = new(() => Open(1, Console.IsOutputRedirected, Console.OpenStandardOutput));
-    private readonly Lazy<Stream> _error = new(() => Open(2, Console.IsErrorRedirected, Console.OpenStandardError));
+    // The console's streams take a broken pipe for success, and a file's stream has a position of its own, which two descriptors of one file would not share.
+    private static readonly SafeFileHandle Output = new(1, ownsHandle: false);
+    private static readonly SafeFileHandle Error = new(2, ownsHandle: false);
 
     /// <summary>Whether a reader went away; the write that noticed it has thrown.</summary>
     public bool Broken { get; private set; }
@@ -21,29 +23,18 @@ internal sealed class StandardStreams : IOutputSink
     {
         try
         {
-            (stream == OutputStream.Output ? _output : _error).Value.Write(bytes);
+            Files.WriteAll(stream == OutputStream.Output ? Output : Error, bytes);
         }
-        catch (IOException)
+        catch (LinuxException e) when (e.Errno is Errno.EPIPE or Errno.ECONNRESET)
         {
             Broken = true;
             throw;
         }
+        catch (LinuxException e)
+        {
+            throw new DhException(DhErrorReason.Host, $"{(stream == OutputStream.Output ? "Standard output" : "Standard error")} does not take what is written to it: {e.Message}", e);
+        }
     }
 
     public void WriteLine(OutputStream stream, string line) => Write(stream, Encoding.UTF8.GetBytes(line + "\n"));
-
-    // The console's stream takes a broken pipe for success; a file's stream has a position of its own, which two descriptors of one file would not share.
-    private static Stream Open(int descriptor, bool redirected, Func<Stream> console)
-    {
-        if (redirected)
-        {
-            var pipe = new FileStream(new SafeFileHandle(descriptor, ownsHandle: false), FileAccess.Write, bufferSize: 0);
-            if (!pipe.CanSeek)
-            {
-                return pipe;
-            }
-        }
-
-        return console();
-    }
 }

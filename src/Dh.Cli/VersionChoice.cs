@@ -51,19 +51,19 @@ internal sealed partial record VersionChoice(string? Template, string? Version, 
             return store.Open(Template, Version);
         }
 
-        var snapshots = store.List();
+        var snapshots = store.List(out var damaged);
         bool Fits(Snapshot snapshot) =>
             (Template is null || snapshot.Manifest.Template == Template) && (Version is null || snapshot.Manifest.Version == Version);
 
-        return snapshots.FirstOrDefault(Fits) ?? throw NotFound(store, snapshots, home);
+        return snapshots.FirstOrDefault(Fits) ?? throw NotFound(snapshots, damaged, home);
     }
 
-    private DhException NotFound(SnapshotStore store, IReadOnlyList<Snapshot> snapshots, DhHome home)
+    private DhException NotFound(IReadOnlyList<Snapshot> snapshots, IReadOnlyList<string> allDamaged, DhHome home)
     {
         string prepare = "dh vm prepare" + (Template is not null ? $" --template {Template}" : "") + (Version is not null ? $" --version {Version}" : "");
         // The reasons name the files: TEMPLATE-VERSION/ID/NAME.
         string name = Template is null ? "" : $"/{Template}-";
-        string[] damaged = [.. store.Damaged().Where(why => why.Contains(name, StringComparison.Ordinal) && (Version is null || why.Contains($"-{Version}/", StringComparison.Ordinal)))];
+        string[] damaged = [.. allDamaged.Where(why => why.Contains(name, StringComparison.Ordinal) && (Version is null || why.Contains($"-{Version}/", StringComparison.Ordinal)))];
         if (damaged.Length > 0)
         {
             return new(DhErrorReason.Snapshot, string.Join(' ', damaged));

@@ -19,6 +19,42 @@ public static class Files
         }
     }
 
+    /// <summary>Whether a file or directory is there (access(2)); unlike <see cref="Path.Exists"/> it does not take an error for a no.</summary>
+    /// <param name="path">The file or directory; a symbolic link is followed.</param>
+    /// <exception cref="LinuxException">It cannot be said: the disk failed, a directory above may not be searched.</exception>
+    public static bool Exists(string path) =>
+        Libc.Access(path, F_OK) == 0
+        || (LinuxException.LastErrno is Errno.ENOENT or Errno.ENOTDIR ? false : throw LinuxException.Last($"access {path}"));
+
+    /// <summary>Writes bytes where the descriptor stands (write(2)), all of them; waits where it is non-blocking and full.</summary>
+    /// <param name="file">A file, pipe, terminal or socket open for writing.</param>
+    /// <param name="bytes">The bytes.</param>
+    /// <exception cref="LinuxException">EPIPE: nobody reads; ENOSPC: no space is left. A part may be written.</exception>
+    public static unsafe void WriteAll(SafeFileHandle file, ReadOnlySpan<byte> bytes)
+    {
+        ArgumentNullException.ThrowIfNull(file);
+        fixed (byte* start = bytes)
+        {
+            for (int done = 0; done < bytes.Length;)
+            {
+                // SAFETY: at most the rest of the pinned bytes is read.
+                nint written = Libc.Write(file, start + done, (nuint)(bytes.Length - done));
+                if (written >= 0)
+                {
+                    done += (int)written;
+                }
+                else if (LinuxException.LastErrno == Errno.EAGAIN)
+                {
+                    Poll.WaitWritable(file);
+                }
+                else if (LinuxException.LastErrno != Errno.EINTR)
+                {
+                    throw LinuxException.Last("write");
+                }
+            }
+        }
+    }
+
     /// <summary>Renames a file, directory or symbolic link, replacing a file or link that is there, in one step (rename(2)).</summary>
     /// <param name="from">What; a link itself, not what it points to.</param>
     /// <param name="to">Its new path, on the same file system.</param>

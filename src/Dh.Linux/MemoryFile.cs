@@ -11,12 +11,17 @@ public static class MemoryFile
     /// <param name="name">What /proc shows for it.</param>
     /// <param name="contents">Its bytes.</param>
     /// <exception cref="LinuxException">No descriptor or memory is left.</exception>
-    public static SafeFileHandle Create(string name, ReadOnlySpan<byte> contents)
+    public static unsafe SafeFileHandle Create(string name, ReadOnlySpan<byte> contents)
     {
         var file = Create(name, MFD_CLOEXEC);
         try
         {
-            RandomAccess.Write(file, contents, 0);
+            fixed (byte* start = contents)
+            {
+                // SAFETY: the pinned bytes.
+                Write(file, 0, (nuint)start, (ulong)contents.Length);
+            }
+
             return file;
         }
         catch

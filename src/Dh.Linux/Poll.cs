@@ -73,6 +73,29 @@ public static class Poll
         }
     }
 
+    /// <summary>Waits, for ever, until a descriptor takes bytes, or is in error.</summary>
+    internal static unsafe void WaitWritable(SafeFileHandle descriptor)
+    {
+        bool added = false;
+        try
+        {
+            descriptor.DangerousAddRef(ref added);
+            var fd = new PollFd { Fd = (int)descriptor.DangerousGetHandle(), Events = POLLOUT };
+            // SAFETY: one entry on this stack frame, whose descriptor is kept open by the reference taken above.
+            if (Libc.Poll(&fd, 1, -1) < 0 && LinuxException.LastErrno != Errno.EINTR)
+            {
+                throw LinuxException.Last("poll");
+            }
+        }
+        finally
+        {
+            if (added)
+            {
+                descriptor.DangerousRelease();
+            }
+        }
+    }
+
     private static int MillisecondsUntil(long deadline)
     {
         if (deadline == long.MaxValue)

@@ -39,6 +39,24 @@ public static class UnixSockets
             : throw LinuxException.Last("socketpair");
     }
 
+    /// <summary>As <see cref="CreatePair"/>, with this process's end ready for asynchronous use.</summary>
+    /// <param name="kind">Byte stream or messages.</param>
+    /// <exception cref="LinuxException">No descriptor is left (EMFILE, ENFILE), or what the kernel says of a new one makes no sense.</exception>
+    public static (Socket Ours, SafeSocketHandle Theirs) CreateSocketPair(UnixSocketKind kind)
+    {
+        var (ours, theirs) = CreatePair(kind);
+        try
+        {
+            return (new Socket(ours), theirs);
+        }
+        catch (SocketException e)
+        {
+            ours.Dispose();
+            theirs.Dispose();
+            throw new LinuxException("looking at a new socket pair", (Errno)e.NativeErrorCode);
+        }
+    }
+
     /// <summary>
     /// The credentials that the kernel recorded for the peer (SO_PEERCRED). On an inherited socketpair they name the process that made the pair.
     /// </summary>

@@ -28,7 +28,7 @@ public sealed class DhHome(string path)
     /// <summary>The user's settings.</summary>
     public string ConfigPath => System.IO.Path.Combine(Path, "config.toml");
 
-    /// <summary>Makes a directory that only this user can enter.</summary>
+    /// <summary>Makes a directory that only this user can enter, and what is missing above it likewise.</summary>
     /// <param name="directory">One of the directories above.</param>
     /// <exception cref="DhException">It cannot be made.</exception>
     public static string EnsurePrivate(string directory)
@@ -37,6 +37,12 @@ public sealed class DhHome(string path)
         {
             if (!OperatingSystem.IsWindows())
             {
+                // Those above it that are missing would get the usual mode, which lets others list them.
+                if (System.IO.Path.GetDirectoryName(directory) is { } parent && !Directory.Exists(parent))
+                {
+                    EnsurePrivate(parent);
+                }
+
                 Directory.CreateDirectory(directory, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
             }
 

@@ -47,6 +47,9 @@ public class FakePeer : IDisposable
     /// <summary>Says no more: the tested side reads end of file.</summary>
     public void HangUp() => _socket.Dispose();
 
+    /// <summary>Says no more, but does not go away: what the tested side sends is taken.</summary>
+    public void FallSilent() => _socket.Shutdown(SocketShutdown.Send);
+
     /// <inheritdoc/>
     public void Dispose()
     {

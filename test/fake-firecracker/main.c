@@ -20,6 +20,7 @@
 //   fail PATH TEXT          answers 400 with this fault to requests on PATH; `fatal`: and exits with 1, as a load that failed does
 //   eof PATH | garbage PATH | silence PATH      hangs up; answers what is not HTTP; stalls for ever
 //   vsock refuse N | reset | garbage | silence  refuses the first N connections; breaks each; answers CONNECT wrongly; never answers it
+//   no-seccomp              has no system-call filters, as one that was started with --no-seccomp
 //   no-boot TEXT            the kernel of a machine without an API does not boot, but says this; else init says that it was probed, and ends
 //   leftover NAME           makes a socket with this name before anything else, as an earlier run leaves one behind
 #include "fake.h"

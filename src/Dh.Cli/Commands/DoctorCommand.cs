@@ -164,11 +164,10 @@ internal sealed class DoctorCommand : Command
     private static CheckOutput Snapshots(DhHome home)
     {
         var store = new SnapshotStore(home);
-        var snapshots = store.List();
+        var snapshots = store.List(out var damaged);
         string found = snapshots.Count == 0
             ? $"none in {home.SnapshotsDirectory}"
             : string.Join(", ", snapshots.Select(snapshot => $"{snapshot.Manifest.Template} {snapshot.Manifest.Version}").Distinct());
-        var damaged = store.Damaged();
         return damaged.Count > 0 ? new("snapshots", false, Required: false, $"{found}; {string.Join(' ', damaged)}", null)
             : snapshots.Count == 0 ? new("snapshots", false, Required: false, found, "dh vm prepare")
             : new("snapshots", true, Required: false, found, null);

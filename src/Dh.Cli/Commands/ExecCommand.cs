@@ -16,6 +16,7 @@ internal sealed class ExecCommand : Command
     private readonly Option<string?> _version = new("--version") { HelpName = "V", Description = "The snapshot's version (see: dh vm status)." };
     private readonly Option<string?> _template = new("--template") { HelpName = "NAME", Description = "The snapshot's template." };
     private readonly Option<double?> _timeout = new("--timeout") { HelpName = "S", Description = "Interrupt the code after S seconds: exit code 3." };
+    private readonly Option<double?> _restoreTimeout = new("--restore-timeout") { HelpName = "S", Description = "Give up when a step of the restore takes longer than S seconds: exit code 125. (Default: 30)" };
     private readonly MemoryOptions _memory = new();
     private readonly Option<bool> _noPool = new("--no-pool") { Description = "Restore a sandbox of this run's own, also where a pool has one ready. (Also: DH_NO_POOL=1)" };
     private readonly Option<string[]> _environment = new("--env")
@@ -47,7 +48,7 @@ internal sealed class ExecCommand : Command
         _entered = entered;
         Option[] options =
         [
-            _code, _vm, _version, _template, _timeout, _memory.Policy, _memory.Fill, _noPool, _environment, _requireIsolation, _programs.Firecracker, _programs.Jailer,
+            _code, _vm, _version, _template, _timeout, _restoreTimeout, _memory.Policy, _memory.Fill, _noPool, _environment, _requireIsolation, _programs.Firecracker, _programs.Jailer,
             _json, _verbose, _quiet, _noShowTables, _noTableMeta,
         ];
         foreach (var option in options)
@@ -119,7 +120,7 @@ internal sealed class ExecCommand : Command
         }
         catch (Exception error) when (json)
         {
-            var output = ExecOutput.Of(error, Stopwatch.GetElapsedTime(started));
+            var output = ExecOutput.Of(Failure.CauseOf(error), Stopwatch.GetElapsedTime(started));
             output.WriteTo(Console.OpenStandardOutput());
             return output.ExitCode;
         }
@@ -150,6 +151,12 @@ internal sealed class ExecCommand : Command
             Fill = fill,
             Programs = _programs.Read(parsed),
             RequireIsolation = ReadIsolation(parsed.GetValue(_requireIsolation)),
+            RestoreTimeLimit = parsed.GetValue(_restoreTimeout) switch
+            {
+                null => TimeSpan.FromSeconds(30),
+                > 0 and <= 3600 and var seconds => TimeSpan.FromSeconds(seconds),
+                _ => throw new DhException(DhErrorReason.Usage, "--restore-timeout takes seconds: more than 0, at most 3600 (an hour)."),
+            },
         };
         var choice = VersionChoice.Of(parsed.GetValue(_template), parsed.GetValue(_version), home);
         var snapshot = choice.Open(new SnapshotStore(home), home);

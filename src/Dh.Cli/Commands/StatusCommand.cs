@@ -25,7 +25,7 @@ internal sealed class StatusCommand : Command
     {
         var home = DhHome.Default;
         var store = new SnapshotStore(home);
-        var status = new StatusOutput([.. store.List().Select(snapshot => SnapshotOutput.Of(home, snapshot))], store.Damaged());
+        var status = new StatusOutput([.. store.List(out var damaged).Select(snapshot => SnapshotOutput.Of(home, snapshot))], damaged);
         if (parsed.GetValue(_json) || Environment.GetEnvironmentVariable("DH_JSON") == "1")
         {
             JsonOutput.Write(Console.OpenStandardOutput(), status, JsonOutput.Default.StatusOutput);
@@ -41,9 +41,9 @@ internal sealed class StatusCommand : Command
             WriteColumns([Headings, .. status.Snapshots.Select(Row)]);
         }
 
-        foreach (string damaged in status.Damaged)
+        foreach (string line in status.Damaged)
         {
-            Console.Error.WriteLine($"dh: {damaged}");
+            Console.Error.WriteLine($"dh: {line}");
         }
 
         return (int)ExitCode.Success;

@@ -24,7 +24,7 @@ internal sealed class VerifyCommand : Command
         var store = new SnapshotStore(home);
         Snapshot[] chosen =
         [
-            .. store.List().Where(snapshot => (template ?? snapshot.Manifest.Template) == snapshot.Manifest.Template && (version ?? snapshot.Manifest.Version) == snapshot.Manifest.Version),
+            .. store.List(out var unusable).Where(snapshot => (template ?? snapshot.Manifest.Template) == snapshot.Manifest.Template && (version ?? snapshot.Manifest.Version) == snapshot.Manifest.Version),
         ];
         if (chosen.Length == 0)
         {
@@ -53,7 +53,7 @@ internal sealed class VerifyCommand : Command
             }
         }
 
-        foreach (string damaged in store.Damaged())
+        foreach (string damaged in unusable)
         {
             Console.Error.WriteLine($"dh: {damaged}");
             code = ExitCode.Failed;

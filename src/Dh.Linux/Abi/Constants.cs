@@ -48,7 +48,9 @@ internal static class Constants
     public const int PRIO_PROCESS = 0;
 
     // poll.h, sys/eventfd.h
+    public const int F_OK = 0x0;
     public const short POLLIN = 0x1;
+    public const short POLLOUT = 0x4;
     public const short POLLERR = 0x8;
     public const short POLLHUP = 0x10;
     public const int EFD_CLOEXEC = 0x80000;

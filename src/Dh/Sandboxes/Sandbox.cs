@@ -54,7 +54,7 @@ public sealed class Sandbox : ISandbox
     /// <inheritdoc/>
     public IsolationClass Isolation { get; private set; }
 
-    /// <summary>The layers of the VMM's cage; none where there is no cage.</summary>
+    /// <summary>The layers of the VMM's cage that were looked at: of a Firecracker its filters of system calls; none where there is no cage.</summary>
     public IReadOnlyList<CageLayer> Cage => _vmm.Cage;
 
     /// <summary>From the call of <see cref="RestoreAsync"/> until the guest had answered.</summary>
@@ -107,7 +107,7 @@ public sealed class Sandbox : ISandbox
             }
 
             sandbox = new Sandbox(snapshot, lease, vmm, pageServer, policy, notice);
-            await sandbox.StartAsync(driver.IsJailed, options, cancellationToken).ConfigureAwait(false);
+            await sandbox.StartAsync(driver, options, cancellationToken).ConfigureAwait(false);
             sandbox.RestoreTime = Stopwatch.GetElapsedTime(start);
             RestoreLog.Append(options.Home, snapshot.Manifest.Id, new PastRestore(DateTimeOffset.UtcNow, policy.ToString().ToLowerInvariant(), sandbox.RestoreTime));
             return sandbox;
@@ -216,7 +216,7 @@ public sealed class Sandbox : ISandbox
         }
     }
 
-    private async Task StartAsync(bool jailed, SandboxOptions options, CancellationToken cancellationToken)
+    private async Task StartAsync(IVmmDriver driver, SandboxOptions options, CancellationToken cancellationToken)
     {
         var timeLimit = options.RestoreTimeLimit;
         var restored = _vmm.WaitRestoredAsync(cancellationToken);
@@ -261,7 +261,8 @@ public sealed class Sandbox : ISandbox
         }
 
         await restored.ConfigureAwait(false);
-        Isolation = Sandboxes.Isolation.Of(Snapshot.Manifest.Accelerator, jailed, Sandboxes.Isolation.IsCaged(Cage));
+        bool complete = Sandboxes.Isolation.IsCaged(Cage);
+        Isolation = Sandboxes.Isolation.Of(Snapshot.Manifest.Accelerator, driver.IsJailed && complete, driver.IsCaged && complete);
         RequireIsolation(Isolation, Cage, options);
         await _vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
         try

@@ -59,7 +59,7 @@ public static class RestoreLog
             File.WriteAllLines(shorter, File.ReadAllLines(path).TakeLast(KeptLines));
             File.Move(shorter, path, overwrite: true);
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or DhException)
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or NotSupportedException or DhException)
         {
             // A full disk is no reason to lose the run.
         }

@@ -10,15 +10,34 @@ namespace Dh.Snapshots;
 public sealed class SnapshotStore(DhHome home)
 {
     private const string CurrentName = "current";
+    private const string LinkSuffix = ".link"; // of a link that is about to become the current one
 
     /// <summary>The current snapshots, newest first; damaged ones are left out.</summary>
-    public IReadOnlyList<Snapshot> List() => [.. Entries()
-        .Select(entry => TryOpen(entry, out _))
-        .OfType<Snapshot>()
-        .OrderByDescending(snapshot => snapshot.Manifest.CreatedAt)];
+    /// <exception cref="IOException">The directory cannot be read.</exception>
+    public IReadOnlyList<Snapshot> List() => List(out _);
 
-    /// <summary>Why the current snapshots that <see cref="List"/> leaves out cannot be used.</summary>
-    public IReadOnlyList<string> Damaged() => [.. Entries().Select(entry => TryOpen(entry, out string? why) is null ? why : null).OfType<string>()];
+    /// <summary>The current snapshots, newest first, and why those that are left out cannot be used.</summary>
+    /// <param name="damaged">A line for each that is left out; it names the file.</param>
+    /// <exception cref="IOException">The directory cannot be read.</exception>
+    public IReadOnlyList<Snapshot> List(out IReadOnlyList<string> damaged)
+    {
+        var snapshots = new List<Snapshot>();
+        var reasons = new List<string>();
+        foreach (string entry in Entries())
+        {
+            try
+            {
+                snapshots.Add(Snapshot.Open(Resolve(entry)));
+            }
+            catch (DhException e)
+            {
+                reasons.Add(e.Message);
+            }
+        }
+
+        damaged = reasons;
+        return [.. snapshots.OrderByDescending(snapshot => snapshot.Manifest.CreatedAt)];
+    }
 
     /// <summary>Opens the current snapshot of a template's version.</summary>
     /// <param name="template">The template's name.</param>
@@ -27,7 +46,7 @@ public sealed class SnapshotStore(DhHome home)
     public Snapshot Open(string template, string version)
     {
         string entry = Path.Combine(home.SnapshotsDirectory, $"{template}-{version}");
-        if (Path.GetFileName(entry) != $"{template}-{version}" || !Directory.Exists(Path.Combine(entry, CurrentName)))
+        if (Path.GetFileName(entry) != $"{template}-{version}" || !Files.Exists(Path.Combine(entry, CurrentName)))
         {
             string known = string.Join(", ", List().Select(snapshot => $"{snapshot.Manifest.Template} {snapshot.Manifest.Version}"));
             throw new DhException(
@@ -87,24 +106,44 @@ public sealed class SnapshotStore(DhHome home)
         {
             Directory.Delete(dead, recursive: true);
         }
+
+        foreach (string dead in Entries(withCurrent: false).SelectMany(entry => Directory.EnumerateFileSystemEntries(entry, $".*{LinkSuffix}")))
+        {
+            File.Delete(dead);
+        }
     }
 
     /// <summary>A new directory beside the snapshots, for one that is being made. The caller holds the preparation lock.</summary>
     internal string CreateDraft(string id) => DhHome.EnsurePrivate(Path.Combine(home.SnapshotsDirectory, $".draft-{id}"));
 
-    /// <summary>Makes a finished draft the current snapshot of its template's version: a rename, then one of the link.</summary>
+    /// <summary>Makes a finished draft the current snapshot of its template's version.</summary>
     internal Snapshot Publish(string draft, SnapshotManifest manifest)
     {
-        string entry = DhHome.EnsurePrivate(Path.Combine(home.SnapshotsDirectory, $"{manifest.Template}-{manifest.Version}"));
-        string final = Path.Combine(entry, manifest.Id);
-        Files.Rename(draft, final);
-        string link = Path.Combine(entry, $".{manifest.Id}.link");
-        File.CreateSymbolicLink(link, manifest.Id);
-        Files.Rename(link, Path.Combine(entry, CurrentName));
-        Files.Sync(entry);
-        RemoveUnused(entry, except: manifest.Id);
-        return Snapshot.Open(final);
+        foreach (var step in PublicationSteps(draft, manifest))
+        {
+            step();
+        }
+
+        return Snapshot.Open(Path.Combine(EntryOf(manifest), manifest.Id));
     }
+
+    /// <summary>
+    /// The steps of a publication: a process or a host that ends between any two leaves the old snapshot or the new one in use, whole. The
+    /// draft's files are on the disk before the first.
+    /// </summary>
+    internal IEnumerable<Action> PublicationSteps(string draft, SnapshotManifest manifest)
+    {
+        string entry = EntryOf(manifest), link = Path.Combine(entry, $".{manifest.Id}{LinkSuffix}");
+        yield return () => DhHome.EnsurePrivate(entry);
+        yield return () => Files.Rename(draft, Path.Combine(entry, manifest.Id));
+        yield return () => Files.Sync(entry); // what the link names comes before the link
+        yield return () => File.CreateSymbolicLink(link, manifest.Id);
+        yield return () => Files.Rename(link, Path.Combine(entry, CurrentName));
+        yield return () => Files.Sync(entry);
+        yield return () => RemoveUnused(entry, except: manifest.Id);
+    }
+
+    private string EntryOf(SnapshotManifest manifest) => Path.Combine(home.SnapshotsDirectory, $"{manifest.Template}-{manifest.Version}");
 
     private List<string> RemoveUnused(string entry, string? except)
     {
@@ -112,7 +151,7 @@ public sealed class SnapshotStore(DhHome home)
         foreach (string directory in Directory.EnumerateDirectories(entry))
         {
             string name = Path.GetFileName(directory);
-            if (name is CurrentName || name == except)
+            if (name is CurrentName || name == except || name.EndsWith(LinkSuffix, StringComparison.Ordinal))
             {
                 continue;
             }
@@ -129,25 +168,11 @@ public sealed class SnapshotStore(DhHome home)
         return removed;
     }
 
-    private static Snapshot? TryOpen(string entry, out string? why)
-    {
-        try
-        {
-            why = null;
-            return Snapshot.Open(Resolve(entry));
-        }
-        catch (DhException e)
-        {
-            why = e.Message;
-            return null;
-        }
-    }
-
     private static string Resolve(string entry) => Path.Combine(entry, Path.GetFileName(File.ResolveLinkTarget(Path.Combine(entry, CurrentName), returnFinalTarget: false)?.FullName ?? CurrentName));
 
-    private IEnumerable<string> Entries(bool withCurrent = true) => Directory.Exists(home.SnapshotsDirectory)
+    private IEnumerable<string> Entries(bool withCurrent = true) => Files.Exists(home.SnapshotsDirectory)
         ? Directory.EnumerateDirectories(home.SnapshotsDirectory)
-            .Where(entry => !Path.GetFileName(entry).StartsWith('.') && (!withCurrent || Directory.Exists(Path.Combine(entry, CurrentName))))
+            .Where(entry => !Path.GetFileName(entry).StartsWith('.') && (!withCurrent || Files.Exists(Path.Combine(entry, CurrentName))))
             .Order(StringComparer.Ordinal)
         : [];
 }

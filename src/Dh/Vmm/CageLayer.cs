@@ -10,6 +10,7 @@ namespace Dh.Vmm;
 public sealed record CageLayer(string Name, bool IsOn, string? Reason)
 {
     internal const string LateLock = "late-lock";
+    internal const string SystemCalls = "system-calls";
 
     private const string NamespaceAdvice =
         "run as root, or let this user make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in a container: a profile that allows clone and mount)";
@@ -34,7 +35,7 @@ public sealed record CageLayer(string Name, bool IsOn, string? Reason)
         "limits" => "descriptors, processes, written bytes, address space",
         "cgroup" => "memory without swap, processes, processor weight",
         "landlock" => "the same files once more",
-        "system-calls" => "what a VMM needs to start",
+        SystemCalls => "what a VMM needs to start",
         LateLock => "what a running machine needs, before guest code runs",
         _ => "unknown to this build",
     };
@@ -46,7 +47,7 @@ public sealed record CageLayer(string Name, bool IsOn, string? Reason)
             "let others read and execute QEMU and the preload library, and read the snapshot's kernel and initrd (chmod a+rX)",
         "cgroup" => "run as root on a host with the cgroup controllers memory, pids and cpu; without them limits on the process stand in",
         "landlock" => "Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and landlock in the boot parameter lsm=",
-        "system-calls" or LateLock => "a kernel with CONFIG_SECCOMP_FILTER, and a container profile that allows seccomp",
+        SystemCalls or LateLock => "a kernel with CONFIG_SECCOMP_FILTER, a container profile that allows seccomp, and a released build of the VMM",
         "no-new-privileges" or "capabilities" or "limits" => "nothing should forbid this: look at the container's profile",
         _ => NamespaceAdvice,
     };

@@ -14,8 +14,12 @@ internal sealed class Cgroups(string root, string ownCgroups)
     private const string Prefix = "dh-";
     private static readonly string[] Controllers = ["memory", "pids", "cpu"];
 
+    // An initializer that fails would hide why.
+    private static readonly Lazy<Cgroups> OfHost = new(() => new("/sys/fs/cgroup", File.Exists("/proc/self/cgroup") ? File.ReadAllText("/proc/self/cgroup") : ""));
+
     /// <summary>This host's.</summary>
-    public static Cgroups Host { get; } = new("/sys/fs/cgroup", File.Exists("/proc/self/cgroup") ? File.ReadAllText("/proc/self/cgroup") : "");
+    /// <exception cref="IOException">/proc cannot be read.</exception>
+    public static Cgroups Host => OfHost.Value;
 
     /// <summary>The cgroups of one machine; none where there are no controllers for it. Whether this user may make them, the launcher finds out.</summary>
     /// <param name="id">The machine's name.</param>

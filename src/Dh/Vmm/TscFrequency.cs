@@ -46,6 +46,10 @@ internal static class TscFrequency
 /// <summary>What names one boot of this host: a verdict about the host holds as long.</summary>
 internal static class BootId
 {
+    // An initializer that fails would hide why.
+    private static readonly Lazy<string> Read = new(() => File.ReadAllText("/proc/sys/kernel/random/boot_id").Trim());
+
     /// <summary>The kernel's boot id (random(4)).</summary>
-    public static string Current { get; } = File.ReadAllText("/proc/sys/kernel/random/boot_id").Trim();
+    /// <exception cref="IOException">/proc cannot be read.</exception>
+    public static string Current => Read.Value;
 }

@@ -68,8 +68,7 @@ internal sealed class VmmProcess : IAsyncDisposable
         IReadOnlyList<SafeHandle> descriptors,
         LauncherOptions launcherOptions = default)
     {
-        var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.SequencedPacket);
-        var control = new Socket(ours);
+        var (control, theirs) = UnixSockets.CreateSocketPair(UnixSocketKind.SequencedPacket);
         ChildProcess? launcher = null;
         try
         {
@@ -107,7 +106,11 @@ internal sealed class VmmProcess : IAsyncDisposable
             control.Dispose();
             if (launcher is not null)
             {
-                launcher.WaitAndReap(TeardownTimeLimit);
+                if (!launcher.WaitAndReap(EndTimeLimit))
+                {
+                    KillLauncher(launcher);
+                }
+
                 launcher.Dispose();
             }
 
@@ -172,9 +175,9 @@ internal sealed class VmmProcess : IAsyncDisposable
 
         await Task.WhenAny(_watching, Task.Delay(TeardownTimeLimit)).ConfigureAwait(false);
         _control.Dispose();
-        if (!_launcher.WaitAndReap(TeardownTimeLimit))
+        if (!_launcher.WaitAndReap(EndTimeLimit))
         {
-            throw new DhException(DhErrorReason.Vmm, $"The launcher (process {_launcher.Pid}) of {_runDirectory} did not end within {TeardownTimeLimit.TotalSeconds:0} s.");
+            KillLauncher(_launcher);
         }
 
         _launcher.Dispose();
@@ -184,6 +187,16 @@ internal sealed class VmmProcess : IAsyncDisposable
         }
 
         _pidFd.Dispose();
+    }
+
+    // It is stopped, or hangs. Its VMM ends with it; what it has made, whoever killed it removes, or the next run does.
+    private static void KillLauncher(ChildProcess launcher)
+    {
+        launcher.PidFd.SendSignal(PidFd.SigKill);
+        if (!launcher.WaitAndReap(TeardownTimeLimit))
+        {
+            throw new DhException(DhErrorReason.Vmm, $"The launcher (process {launcher.Pid}) was killed and did not end within {TeardownTimeLimit.TotalSeconds:0} s.");
+        }
     }
 
     // The launcher itself was killed. A VMM that takes long to end is left to the next run, which finds the directory unlocked.

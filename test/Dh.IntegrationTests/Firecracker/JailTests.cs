@@ -3,6 +3,7 @@ using System.Net.Sockets;
 using Dh.Guest;
 using Dh.Linux;
 using Dh.Paging;
+using Dh.Sandboxes;
 using Dh.TestSupport;
 using Dh.Vmm;
 using Dh.Vmm.Firecracker;
@@ -82,6 +83,24 @@ public sealed class JailTests : IAsyncLifetime
         string jailed = await File.ReadAllTextAsync(_directory["jailed"], Cancellation);
         Assert.Contains("--cgroup-version 2 --parent-cgroup dh", jailed, StringComparison.Ordinal);
         Assert.Contains("fsize=16777216", jailed, StringComparison.Ordinal);
+    }
+
+    [Theory(Timeout = 60_000)]
+    [InlineData("")]
+    [InlineData("no-seccomp")]
+    public async Task Its_filters_of_system_calls_are_looked_at_before_the_guest_runs(string script)
+    {
+        _home.Fake.Play(script);
+        var snapshot = _home.Snapshot;
+        await using var vmm = await _driver.RestoreAsync(snapshot.Machine, new MemoryBackend.Uffd(Userfaultfd.OpenDevice(), IsFilledAhead: true), snapshot.StatePath, Options(), Cancellation);
+        await using var server = vmm.ServeMemory(snapshot.OpenMemory(), new PageServerOptions());
+        await vmm.WaitRestoredAsync(Cancellation);
+        var layer = Assert.Single(vmm.Cage);
+        Assert.Equal(("system-calls", script.Length == 0), (layer.Name, layer.IsOn));
+        Assert.Equal(script.Length == 0, Isolation.IsCaged(vmm.Cage));
+        Assert.Equal(
+            script.Length == 0 ? null : "Firecracker's threads without a filter: firecracker, firecracker; it was built without filters, or started with --no-seccomp",
+            layer.Reason);
     }
 
     [Fact(Timeout = 60_000)]

@@ -121,6 +121,34 @@ public sealed class GuestAbuseTests(PreparedHome prepared) : IDisposable
         await _own.AssertNothingLeftAndUsableAsync("a gigabyte of output");
     }
 
+    [Fact]
+    public async Task Output_without_end_costs_little_memory_while_nobody_reads_it_or_slowly()
+    {
+        const long MaxGrowthKib = 32 << 10;
+        using var process = _own.Dh.Start(["exec", "-c", "import os\nblock = bytes(1 << 20)\nwhile True: os.write(1, block)"]);
+        process.StandardInput.Close();
+        byte[] buffer = new byte[64 << 10];
+        var output = process.StandardOutput.BaseStream;
+        await output.ReadExactlyAsync(buffer, TestContext.Current.CancellationToken);
+        long before = Processes.AnonymousKib(process.Id), peak = before;
+        for (int i = 0; i < 60; i++)
+        {
+            await Task.Delay(50, TestContext.Current.CancellationToken);
+            peak = Math.Max(peak, Processes.AnonymousKib(process.Id));
+            if (i >= 30)
+            {
+                await output.ReadExactlyAsync(buffer, TestContext.Current.CancellationToken);
+            }
+        }
+
+        process.StandardOutput.Close();
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        Assert.Equal(141, process.ExitCode);
+        Assert.InRange(before, 1, long.MaxValue);
+        Assert.InRange(peak - before, 0, MaxGrowthKib);
+        await _own.AssertNothingLeftAndUsableAsync("output without end");
+    }
+
     public void Dispose() => _own.Dispose();
 
     private async Task<ProgramResult> RunAsync(string code, params string[] options)

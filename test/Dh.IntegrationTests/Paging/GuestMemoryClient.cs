@@ -94,6 +94,9 @@ internal sealed class GuestMemoryClient : IAsyncDisposable
     /// <summary>Sends bytes through the handshake socket, up to 1 MiB; returns how many were taken.</summary>
     public Task<long> ChatterAsync() => AskAsync("chatter");
 
+    /// <summary>Gives the first page back so many times.</summary>
+    public Task<long> ChurnAsync(long count) => AskAsync($"churn {count}", "churn");
+
     /// <summary>Ends the threads of its mode; returns how often each went through memory.</summary>
     public Task<long> QuietAsync() => AskAsync("quiet");
 

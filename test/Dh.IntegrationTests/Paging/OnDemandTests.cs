@@ -312,6 +312,32 @@ public sealed class OnDemandTests : IDisposable
         Assert.Equal("The VMM sent more than 65536 bytes after its handshake.", (await FailedAsync(vmm.Server)).Message);
     }
 
+    /// <summary>REMOVE_COUNT sets their number: 100,000 here, a million in <c>make chaos</c>.</summary>
+    [Fact(Timeout = 300_000)]
+    public async Task Pages_that_are_given_back_without_end_cost_no_memory()
+    {
+        const long AtOnce = 10_000;
+        const long MaxResidentGrowth = 16 << 20;
+        long count = long.Parse(Environment.GetEnvironmentVariable("REMOVE_COUNT") ?? "100000", CultureInfo.InvariantCulture);
+        string file = MemoryFile(holes: false);
+        var (client, connection) = await GuestMemoryClient.StartAsync("normal", Small);
+        await using var _ = client;
+        await using var server = PageServer.Start(connection, SparseFileSource.Open(file), new PageServerOptions { Policy = PopulationPolicy.Lazy });
+        await PopulatedAsync(server);
+        await client.SentAsync();
+        Assert.Equal(AtOnce, await client.ChurnAsync(AtOnce)); // what the first events load stays
+        long before = Environment.WorkingSet;
+        for (long done = 0; done < count; done += AtOnce)
+        {
+            Assert.Equal(AtOnce, await client.ChurnAsync(AtOnce));
+        }
+
+        Assert.InRange(Environment.WorkingSet - before, long.MinValue, MaxResidentGrowth);
+        ulong[] hashes = await client.HashPagesAsync();
+        Assert.Equal(HashFile(file)[1..], hashes[1..]);
+        Assert.NotEqual(HashFile(file)[0], hashes[0]); // zeros
+    }
+
     [Fact(Timeout = 60_000)]
     public async Task An_idle_server_takes_no_processor_time()
     {

@@ -1,5 +1,4 @@
 using System.Text;
-using System.Text.Json;
 using Dh.Guest;
 using Dh.Preparation;
 using Dh.TestSupport;
@@ -63,6 +62,7 @@ public sealed class GuestSessionTests : IDisposable
     [InlineData(1u, 0u)]
     [InlineData((1u << 20) + 1, 0u)]
     [InlineData(2u, (1u << 20) + 1)]
+    [InlineData(16u << 20, 16u << 20)]
     [InlineData(uint.MaxValue, uint.MaxValue)]
     public async Task A_frame_out_of_bounds_is_refused_before_its_bytes_come(uint headerLength, uint bodyLength)
     {
@@ -186,6 +186,60 @@ public sealed class GuestSessionTests : IDisposable
     }
 
     [Fact(Timeout = TestLimitMs)]
+    public async Task A_second_result_is_not_the_next_runs()
+    {
+        await GreetAsync();
+        await _guest.SayFrameAsync(FakeGuest.Result());
+        await _guest.SayFrameAsync(FakeGuest.Result());
+        await _session.ExecuteAsync(new ExecutionRequest { Source = "" }, new CapturedText(), Cancellation);
+        Assert.Equal("The guest broke its protocol: a `result` for request 1 while 2 runs.", await RunFailsAsync());
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_second_result_keeps_a_guest_from_being_handed_over()
+    {
+        await GreetAsync();
+        await _guest.SayAsync((byte[])[.. FakeGuest.Frame(FakeGuest.Result()), .. FakeGuest.Frame(FakeGuest.Result())]);
+        await _session.ExecuteAsync(new ExecutionRequest { Source = "" }, new CapturedText(), Cancellation);
+        Assert.Throws<DhException>(() => _session.HandOver());
+    }
+
+    [Fact(Timeout = 20_000)]
+    public async Task A_guest_that_stops_in_the_middle_of_a_frame_is_ended_by_the_timeout()
+    {
+        await GreetAsync();
+        await _guest.SayAsync(FakeGuest.Frame("""{"type": "stdout", "id": 1}""", new byte[1000]).AsMemory(0, 500));
+        var request = new ExecutionRequest { Source = "", Timeout = TimeSpan.FromMilliseconds(100) };
+        var result = await _session.ExecuteAsync(request, new CapturedText(), Cancellation);
+        Assert.Equal((ExecutionOutcome.Timeout, 137), (result.Outcome, result.ExitCode));
+        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.ExecuteAsync(request, new CapturedText(), Cancellation));
+    }
+
+    [Fact(Timeout = 60_000)]
+    public async Task A_thousand_frames_of_the_greatest_length_pass_through_bounded_memory()
+    {
+        const int Frames = 1000;
+        const long MaxAllocated = 32 << 20;
+        await GreetAsync();
+        long before = GC.GetTotalAllocatedBytes(precise: true);
+        byte[] frame = FakeGuest.Frame("""{"type": "stdout", "id": 1}""" + new string(' ', (1 << 20) - 27), new byte[1 << 20]);
+        var said = Task.Run(async () =>
+        {
+            for (int i = 0; i < Frames; i++)
+            {
+                await _guest.SayAsync(frame);
+            }
+
+            await _guest.SayFrameAsync(FakeGuest.Result());
+        }, Cancellation);
+        var output = new CountingSink();
+        await _session.ExecuteAsync(new ExecutionRequest { Source = "" }, output, Cancellation);
+        await said;
+        Assert.Equal((long)Frames << 20, output.Bytes);
+        Assert.InRange(GC.GetTotalAllocatedBytes(precise: true) - before, 1, MaxAllocated);
+    }
+
+    [Fact(Timeout = TestLimitMs)]
     public async Task Credit_that_the_input_does_not_keep_up_with_is_refused()
     {
         await GreetAsync();
@@ -229,30 +283,6 @@ public sealed class GuestSessionTests : IDisposable
         Assert.Equal(ExecutionOutcome.Timeout, (await _session.ExecuteAsync(request, new CapturedText(), Cancellation)).Outcome);
     }
 
-    [Fact(Timeout = 60_000)]
-    public async Task Whatever_bytes_come_only_a_DhException_comes_out()
-    {
-        const int Cases = 4000;
-        int seed = Random.Shared.Next();
-        var random = new Random(seed);
-        for (int i = 0; i < Cases; i++)
-        {
-            byte[] bytes = RandomConversation(random);
-            try
-            {
-                await ConverseAsync(bytes);
-            }
-            catch (DhException e) when (e.Reason == DhErrorReason.Guest)
-            {
-                Assert.InRange(e.Message.Length, 1, 1000);
-            }
-            catch (Exception e)
-            {
-                Assert.Fail($"seed {seed}, case {i}, {Convert.ToHexString(bytes)}: {e}");
-            }
-        }
-    }
-
     public void Dispose()
     {
         _session.Dispose();
@@ -287,52 +317,17 @@ public sealed class GuestSessionTests : IDisposable
         return failure.Message;
     }
 
-    /// <summary>A session in which the guest says these bytes, whatever it hears, and then no more.</summary>
-    private static async Task ConverseAsync(byte[] bytes)
+    /// <summary>Output that is counted and dropped.</summary>
+    private sealed class CountingSink : IOutputSink
     {
-        using var guest = new FakeGuest();
-        using var session = new GuestSession(guest.Near);
-        var said = guest.SayAsync(bytes).ContinueWith(_ => guest.HangUp(), TaskScheduler.Default);
-        await session.GreetAsync(AnswerLimit, Cancellation);
-        var result = await session.ExecuteAsync(new ExecutionRequest { Source = "1", Input = Stream.Null }, new CapturedText(), Cancellation);
-        Assert.InRange(result.ExitCode, 0, 255);
-        _ = JsonSerializer.Serialize(result.GuestRunMilliseconds);
-        await said;
-    }
+        public long Bytes { get; private set; }
 
-#pragma warning disable CA5394 // The seed is printed: the same bytes again.
-    /// <summary>A right conversation of which bits are flipped, bytes cut out or replaced, or nothing but noise.</summary>
-    private static byte[] RandomConversation(Random random)
-    {
-        byte[] noise = new byte[random.Next(1, 64)];
-        random.NextBytes(noise);
-        List<byte> bytes = [.. FakeGuest.Frame(FakeGuest.Hello), .. FakeGuest.Frame("""{"type": "stdout", "id": 1}""", noise),
-            .. FakeGuest.Frame("""{"type": "stdin-credit", "id": 1, "bytes": 100}"""), .. FakeGuest.Frame(FakeGuest.Result())];
-        for (int changes = random.Next(1, 5); changes > 0; changes--)
+        public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
         {
-            int at = random.Next(bytes.Count);
-            switch (random.Next(5))
-            {
-                case 0:
-                    bytes[at] ^= (byte)(1 << random.Next(8));
-                    break;
-                case 1:
-                    bytes.InsertRange(at, noise);
-                    break;
-                case 2:
-                    bytes.RemoveRange(at, Math.Min(random.Next(20), bytes.Count - at - 1));
-                    break;
-                case 3:
-                    bytes[at] = "{}[]\",:0-eE\\"u8[random.Next(12)];
-                    break;
-                default:
-                    return random.Next(10) == 0 ? noise : [.. bytes[..at]];
-            }
+            Bytes += bytes.Length;
+            return ValueTask.CompletedTask;
         }
-
-        return [.. bytes];
     }
-#pragma warning restore CA5394
 
     /// <summary>Input that never comes.</summary>
     private sealed class SilentStream : MemoryStream

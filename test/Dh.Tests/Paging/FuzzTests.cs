@@ -1,5 +1,4 @@
 using System.Buffers.Binary;
-using System.Globalization;
 using System.IO.Hashing;
 using System.Text;
 using Dh.Paging;
@@ -9,12 +8,11 @@ namespace Dh.Tests.Paging;
 
 /// <summary>
 /// What strangers write - a VMM's handshake, a working set's file - is parsed or refused, whatever it is. `make fuzz` runs a million inputs;
-/// FUZZ_COUNT sets their number, FUZZ_SEED where they begin: input i of seed s is input 0 of seed s + i.
+/// input i of seed s is input 0 of seed s + i.
 /// </summary>
 #pragma warning disable CA5394 // The same input for the same seed.
 public sealed class FuzzTests : IDisposable
 {
-    private const int DefaultCount = 20_000;
     private const int Page = 4096;
     private const int HeaderLength = 96;
     private const int MemoryLength = 64 * Page;
@@ -30,8 +28,6 @@ public sealed class FuzzTests : IDisposable
         """[{"new":{"deep":[1,2,{"a":"]"}]},"base_host_virt_addr":18446744073709551615,"more":null,"size":0,"offset":1}] [] """,
     ];
 
-    private static readonly string[] Words = ["[", "]", "{", "}", ",", ":", "\"", "\\", "\\u", "\\ud800", "-", "1e9", "0", "18446744073709551616", "true", "null", "//", "/*", "size", "page_size", "\n", "\0", "\u00ff"];
-
     private static readonly long[] Numbers = [0, 1, -1, 2, 16, 95, 96, Page - 1, Page, -Page, 1 << 20, int.MaxValue, int.MinValue, uint.MaxValue, long.MaxValue, long.MinValue, long.MaxValue - Page + 1, MemoryLength, MemoryLength - Page];
 
     private readonly TempDir _directory = new();
@@ -40,7 +36,7 @@ public sealed class FuzzTests : IDisposable
     public void A_handshake_is_read_or_refused_whatever_it_is()
     {
         byte[][] valid = [.. Handshakes.Select(Encoding.UTF8.GetBytes)];
-        int read = Run(random => random.Next(8) == 0 ? Noise(random) : Mutate(random, [.. valid[random.Next(valid.Length)]]), input =>
+        int read = Run(random => random.Next(8) == 0 ? Fuzz.Noise(random) : Fuzz.Mutate(random, [.. valid[random.Next(valid.Length)]]), input =>
         {
             if (HandshakeMessage.TryParse(input) is not { } regions)
             {
@@ -58,7 +54,7 @@ public sealed class FuzzTests : IDisposable
     public void A_working_set_is_read_or_refused_whatever_it_is()
     {
         byte[] valid = WorkingSetBytes();
-        int read = Run(random => random.Next(16) == 0 ? Noise(random) : Forge(random, [.. valid]), input =>
+        int read = Run(random => random.Next(16) == 0 ? Fuzz.Noise(random) : Forge(random, [.. valid]), input =>
         {
             var file = WorkingSetFile.Parse("fuzz", (offset, buffer) => Read(input, offset, buffer), input.Length, Id, MemoryLength);
             Assert.Equal(input.Length, file.PagesOffset + file.Set.TouchedBytes);
@@ -73,8 +69,8 @@ public sealed class FuzzTests : IDisposable
     /// <summary>Tries as many inputs as are asked for; returns how many were read.</summary>
     private static int Run(Func<Random, byte[]> make, Func<byte[], bool> read)
     {
-        int count = FromEnvironment("FUZZ_COUNT", DefaultCount), seed = FromEnvironment("FUZZ_SEED", Random.Shared.Next()), accepted = 0;
-        TestContext.Current.TestOutputHelper?.WriteLine($"FUZZ_SEED={seed} FUZZ_COUNT={count}");
+        var (count, seed) = Fuzz.Ask();
+        int accepted = 0;
         for (int i = 0; i < count; i++)
         {
             int at = unchecked(seed + i);
@@ -100,45 +96,6 @@ public sealed class FuzzTests : IDisposable
         return count >= 1000 ? accepted : 1; // a few inputs may all be refused
     }
 
-    private static int FromEnvironment(string name, int otherwise) =>
-        Environment.GetEnvironmentVariable(name) is { Length: > 0 } text ? int.Parse(text, CultureInfo.InvariantCulture) : otherwise;
-
-    private static byte[] Noise(Random random)
-    {
-        byte[] bytes = new byte[random.Next(300)];
-        random.NextBytes(bytes);
-        return bytes;
-    }
-
-    private static byte[] Mutate(Random random, byte[] bytes)
-    {
-        for (int rounds = random.Next(6); rounds > 0; rounds--)
-        {
-            int at = random.Next(bytes.Length + 1), end = at + random.Next(Math.Min(40, bytes.Length - at) + 1);
-            bytes = random.Next(6) switch
-            {
-                0 => [.. bytes[..at], .. bytes[end..]],
-                1 => [.. bytes[..end], .. bytes[at..]],
-                2 => [.. bytes[..at], .. Encoding.UTF8.GetBytes(Words[random.Next(Words.Length)]), .. bytes[end..]],
-                3 => [.. bytes[..at], .. Encoding.UTF8.GetBytes(Numbers[random.Next(Numbers.Length)].ToString(CultureInfo.InvariantCulture)), .. bytes[end..]],
-                4 => bytes[..at],
-                _ => Flip(bytes, at, 1 << random.Next(8)),
-            };
-        }
-
-        return bytes;
-    }
-
-    private static byte[] Flip(byte[] bytes, int at, int mask)
-    {
-        if (at < bytes.Length)
-        {
-            bytes[at] ^= (byte)mask;
-        }
-
-        return bytes;
-    }
-
     /// <summary>Mutates a working set's numbers, and mostly makes its hashes right again: else nothing behind them would ever be reached.</summary>
     private static byte[] Forge(Random random, byte[] bytes)
     {
@@ -157,7 +114,7 @@ public sealed class FuzzTests : IDisposable
                     bytes = random.Next(2) == 0 ? bytes[..random.Next(bytes.Length + 1)] : [.. bytes, .. new byte[random.Next(2) == 0 ? 1 : Page]];
                     break;
                 default:
-                    bytes = Flip(bytes, at, 1 << random.Next(8));
+                    bytes = Fuzz.Flip(bytes, at, 1 << random.Next(8));
                     break;
             }
 

@@ -1,7 +1,6 @@
 using Dh.Paging;
 using Dh.Snapshots;
 using Dh.TestSupport;
-using Dh.Vmm;
 
 namespace Dh.Tests.Snapshots;
 
@@ -93,41 +92,5 @@ public sealed class SnapshotTests : IDisposable
 
     public void Dispose() => _directory.Dispose();
 
-    private void Write(bool compressed, long memoryLength, string? without = null)
-    {
-        SparseFileBuilder.Write(_directory["memory"], memoryLength);
-        if (compressed)
-        {
-            Lz4MemoryWriter.Write(_directory["memory"], _directory["memory.lz4"], TestContext.Current.CancellationToken);
-            File.Delete(_directory["memory"]);
-        }
-
-        foreach (string name in (string[])["state", "root.img", "kernel", "initrd"])
-        {
-            _directory.Write(name, name);
-        }
-
-        var manifest = new SnapshotManifest
-        {
-            SchemaVersion = SnapshotManifest.CurrentSchemaVersion,
-            Id = "id",
-            Template = "python",
-            ImageHash = "0",
-            Version = "3.11",
-            Vmm = "qemu",
-            VmmVersion = "7.2",
-            MachineHash = "0",
-            Accelerator = Accelerator.Tcg,
-            MemoryMib = MemoryMib,
-            Cpus = 2,
-            TscKhz = 1,
-            DataBytes = 1,
-            BootSeconds = 1,
-            CreatedAt = DateTimeOffset.UnixEpoch,
-            RunnerProtocol = 1,
-            DhVersion = "0",
-            Files = Directory.EnumerateFiles(_directory.Path).Where(path => Path.GetFileName(path) != without).ToDictionary(path => Path.GetFileName(path), Snapshot.Describe),
-        };
-        File.WriteAllBytes(_directory["manifest.json"], manifest.ToJson());
-    }
+    private void Write(bool compressed, long memoryLength, string? without = null) => WrittenSnapshot.Write(_directory.Path, compressed, memoryLength, MemoryMib, without);
 }

@@ -76,7 +76,7 @@ internal sealed class FirecrackerVmm : IVmm
     public int ProcessId => _process.Pid;
 
     /// <inheritdoc/>
-    public IReadOnlyList<CageLayer> Cage => []; // its jailer's, or none
+    public IReadOnlyList<CageLayer> Cage { get; private set; } = []; // the rest of it is its jailer's, or none
 
     /// <inheritdoc/>
     public Task<VmmExit> Exited => _process.Exited;
@@ -187,6 +187,7 @@ internal sealed class FirecrackerVmm : IVmm
             throw new DhException(reason, $"The snapshot {Path.GetDirectoryName(_statePath)} could not be restored: {e.Message}. {meaning}", e);
         }
 
+        Cage = [FirecrackerFilters.Look(ProcessId)];
         _state = fromFile ? State.Running : State.Restored;
     }
 

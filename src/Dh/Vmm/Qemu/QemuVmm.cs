@@ -187,8 +187,8 @@ internal sealed class QemuVmm : IVmm
         {
             for (int i = 0; i < 3; i++)
             {
-                var (our, their) = UnixSockets.CreatePair(UnixSocketKind.Stream);
-                ours.Add(new Socket(our));
+                var (our, their) = UnixSockets.CreateSocketPair(UnixSocketKind.Stream);
+                ours.Add(our);
                 theirs.Add(their);
             }
 
@@ -233,8 +233,7 @@ internal sealed class QemuVmm : IVmm
             LauncherOptions cage = default;
             if (memory is not null && options.Caged)
             {
-                (var ourLock, var theirLock) = UnixSockets.CreatePair(UnixSocketKind.SequencedPacket);
-                @lock = new Socket(ourLock);
+                (@lock, var theirLock) = UnixSockets.CreateSocketPair(UnixSocketKind.SequencedPacket);
                 environment["DH_LOCK_FD"] = Number(Inherit(theirs, theirLock));
                 cage = QemuCage.Of(qemu, machine, options);
             }
