@@ -22,13 +22,15 @@ import traceback
 sys.path[0] = os.path.dirname(os.path.abspath(__file__))
 import stdin_demand  # noqa: E402
 from execution import (  # noqa: E402
-    EXIT_INTERRUPTED, WORKSPACE, Rehearsal, Report, cut, failure, flush, keep_private, log, new_main_module,
-    read_message, release_globals, reseed, run, write,
+    EXIT_INTERRUPTED, EXIT_NOT_RUN, WORKSPACE, NotRun, Rehearsal, Report, RestoreHook, cut, failure, flush, keep_private,
+    log, look_up_generators, new_main_module, read_message, release_globals, reseed, run, write,
 )
+from java_random import JVM_ARGUMENTS, JavaRandom  # noqa: E402
 
 CONTROL = 3
 SETTINGS = "/usr/lib/dh/engine.json"
 WARM_UP = "/usr/lib/dh/warmup.py"
+RESTORE = "/usr/lib/dh/restore.py"
 RUN_CGROUP = "/sys/fs/cgroup/run/cgroup.procs"
 PORT = 10_000  # inside the guest, which has no network but its loopback interface
 EXIT_FLUSH_FAILED = 120
@@ -57,14 +59,16 @@ class Engine:
         self._names["deephaven"] = deephaven
         self._table_type = deephaven.table.Table
         self._system = jpy.get_type("java.lang.System")
-        self._secure_random = jpy.get_type("java.security.SecureRandom")()
+        self._java_random = JavaRandom()
         self.version = deephaven.__version__
         self._environment = dict(os.environ)
 
     def warm_up(self):
         with open(WARM_UP, "rb") as file:
             code = compile(file.read(), WARM_UP, "exec", dont_inherit=True)
-        exec(code, {**self._names, "__name__": "__warmup__", "__file__": WARM_UP})
+        namespace = {**self._names, "__name__": "__warmup__", "__file__": WARM_UP}
+        exec(code, namespace)
+        self._restore_hook = RestoreHook(RESTORE, namespace)
         sys.stdout.flush()
         # Until the JVM has compiled what shows a table.
         ticking = self._names["time_table"]("PT1S")
@@ -73,6 +77,7 @@ class Engine:
             describe("x", ticking)
         del ticking
         self._settle()
+        look_up_generators()
         self._reseed()
 
     def _settle(self):
@@ -88,26 +93,32 @@ class Engine:
         if not descriptors:
             sys.exit()  # the runner has ended
         jobs, report = self._get_ready(*descriptors)
+        self._java_random.look_around()
         rehearsal = Rehearsal()
         listeners = [] if self._listener is None else [self._listener]
         socket.send_fds(self._control, [b"child %d" % os.getpid()], listeners)
         self._control.send(b"forked")
         module = self._new_namespace()
-        code, result_repr, error, tables = EXIT_INTERRUPTED, None, None, []
+        code, result_repr, error, not_run, tables = EXIT_INTERRUPTED, None, None, False, []
         try:
             while not (job := read_message(jobs)):
                 rehearsal.run_once()
             self._reseed()
+            self._restore_hook.run()
             show_tables, *job = marshal.loads(job)
             code, result_repr, error = self._run(module, *job)
             if show_tables:
                 tables = self._tables(module)
             code = self._end(code)
+        except NotRun as reason:
+            _, _, error = failure(reason.__cause__)
+            code, not_run = EXIT_NOT_RUN, True
+            flush(sys.stderr)
         except BaseException as interrupt:  # a cancel that came before the code or behind it
             code, result_repr, error = failure(interrupt)
             flush(sys.stderr)
         if result_repr is not None or error is not None or tables:
-            report.send(json.dumps({"result_repr": result_repr, "error": error, "tables": tables}).encode())
+            report.send(json.dumps({"result_repr": result_repr, "error": error, "not_run": not_run, "tables": tables}).encode())
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the next run
         self._leave()
         report.send(b"\n" + bytes((code,)))
@@ -187,8 +198,7 @@ class Engine:
 
     def _reseed(self):
         reseed()
-        # NativePRNG keeps what it has read of /dev/urandom for 100 ms, by the clock, which has been set before; others keep a state.
-        self._secure_random.setSeed(int.from_bytes(os.urandom(8), "little", signed=True))
+        self._java_random.reseed()
 
 
 def start_server(jvm_args):
@@ -198,7 +208,7 @@ def start_server(jvm_args):
     os.environ.setdefault("JAVA_HOME", java[-1])
     from deephaven_server import Server
 
-    Server(host="localhost", port=PORT, jvm_args=jvm_args).start()
+    Server(host="localhost", port=PORT, jvm_args=[*jvm_args, *JVM_ARGUMENTS]).start()
     sys.stdout, sys.stderr = _stdout, _stderr  # the server has put its own in their place, which write to its log as well
 
 
@@ -246,7 +256,7 @@ def main():
     except BaseException:
         log(f"the engine could not be started\n{traceback.format_exc()}")
         sys.exit(1)
-    for name in ("execution", "stdin_demand"):  # the names are the code's again
+    for name in ("execution", "java_random", "stdin_demand"):  # the names are the code's again
         del sys.modules[name]
     gc.collect()
     gc.freeze()

@@ -24,17 +24,19 @@ import traceback
 sys.path[0] = os.path.dirname(os.path.abspath(__file__))
 import stdin_demand  # noqa: E402
 from execution import (  # noqa: E402
-    EXIT_INTERRUPTED, WORKSPACE, Rehearsal, Report, failure, flush, keep_private, log, new_main_module, read_message,
-    release_globals, reseed, run, write,
+    EXIT_INTERRUPTED, EXIT_NOT_RUN, WORKSPACE, NotRun, Rehearsal, Report, RestoreHook, failure, flush, keep_private, log,
+    look_up_generators, new_main_module, read_message, release_globals, reseed, run, write,
 )
 
 CONTROL = 3
 WARM_UP = "/usr/lib/dh/warmup.py"
+RESTORE = "/usr/lib/dh/restore.py"
 RUN_CGROUP = "/sys/fs/cgroup/run/cgroup.procs"
 EXIT_FLUSH_FAILED = 120  # as python itself ends when its standard output cannot be flushed
 
 _libc = ctypes.PyDLL(None)  # holds on to the interpreter's lock: other threads do not come in between
 _stdout = sys.stdout
+_restore_hook = None
 _bare_modules = None  # how many there are in an interpreter that nothing has been done with; None if something has
 
 
@@ -62,7 +64,7 @@ def main():
 
 
 def warm_up():
-    global _bare_modules
+    global _bare_modules, _restore_hook
     with Rehearsal() as rehearsal:
         for source in (
             b"print('output')\n[len('value')]",
@@ -74,10 +76,11 @@ def warm_up():
             rehearsal.run(source)
     for name in ("execution", "stdin_demand"):  # the names are the code's again
         del sys.modules[name]
+    namespace = {"__name__": "__warmup__", "__file__": WARM_UP}
     if os.path.exists(WARM_UP):
         with open(WARM_UP, "rb") as file:
             code = compile(file.read(), WARM_UP, "exec", dont_inherit=True)
-        exec(code, {"__name__": "__warmup__", "__file__": WARM_UP})
+        exec(code, namespace)
         sys.stdout.flush()
     else:
         # What C code has in its buffers has to be asked for; but in a bare interpreter there is none, and there will be
@@ -85,6 +88,8 @@ def warm_up():
         for name in ("ctypes", "ctypes._endian", "_ctypes"):
             del sys.modules[name]
         _bare_modules = len(sys.modules)
+    _restore_hook = RestoreHook(RESTORE, namespace)
+    look_up_generators()
     reseed()  # OpenSSL sets up its generator at first use, which takes emulated code long
 
 
@@ -108,7 +113,7 @@ def child(control, descriptors):
         log(f"a child failed\n{traceback.format_exc()}")
         control.send(b"failed")
         os._exit(1)
-    code, result_repr, error, module = EXIT_INTERRUPTED, None, None, new_main_module()
+    code, result_repr, error, not_run, module = EXIT_INTERRUPTED, None, None, False, new_main_module()
     try:
         try:
             socket.send_fds(control, [b"child %d" % os.getpid()], [] if listener is None else [listener])
@@ -119,11 +124,15 @@ def child(control, descriptors):
                 rehearsal.run_once()
                 reseed()  # for practice: the kernel may not have its entropy yet
             reseed()
+            _restore_hook.run()
             _, *job = marshal.loads(job)  # there are no tables to show
             code, result_repr, error = run(module, *job)
         except KeyboardInterrupt as interrupt:  # a cancel that came before the code
             code, result_repr, error = failure(interrupt)
-        end(code, result_repr, error, module, report)
+        except NotRun as reason:
+            _, _, error = failure(reason.__cause__)
+            code, not_run = EXIT_NOT_RUN, True
+        end(code, result_repr, error, not_run, module, report)
     finally:
         os._exit(code)
 
@@ -143,12 +152,12 @@ def get_ready(stdin, stdout, stderr, jobs, report):
     return jobs, report, stdin_demand.install(), rehearsal
 
 
-def end(code, result_repr, error, module, report):
+def end(code, result_repr, error, not_run, module, report):
     """Ends the process as the interpreter does, except that it does not take itself apart: that would be felt, and
     nothing of it seen."""
     try:
         if result_repr is not None or error is not None:
-            report.send(json.dumps({"result_repr": result_repr, "error": error}).encode())
+            report.send(json.dumps({"result_repr": result_repr, "error": error, "not_run": not_run}).encode())
         for step in (wait_for_threads, atexit._run_exitfuncs, lambda: release_globals(module)):
             try:
                 step()

@@ -6,6 +6,7 @@ What is here touches nothing but that process. Engines decide which one it is: a
 
 import ast
 import builtins
+import ctypes
 import fcntl
 import gc
 import importlib.machinery
@@ -20,7 +21,11 @@ WORKSPACE = "/workspace"
 PRIVATE_DESCRIPTOR = 1000  # where an engine keeps what is not the code's: above what code opens, below the soft limit
 MAX_TEXT = 65_536  # characters of a text in the report
 EXIT_INTERRUPTED = 130
+EXIT_NOT_RUN = 125
 CODE = "<string>"  # what tracebacks call the code that has no file
+RESTORE_CODE = "<restore>"
+
+_forget_sqlites_seed = None
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + "/"
 
@@ -58,6 +63,13 @@ def read_exactly(pipe, size):
     return data
 
 
+def look_up_generators():
+    """After the warm-up: finds what `reseed` has to call in libraries that may have drawn numbers by now."""
+    global _forget_sqlites_seed
+    if "_sqlite3" in sys.modules:
+        _forget_sqlites_seed = ctypes.PyDLL(sys.modules["_sqlite3"].__file__).sqlite3_randomness
+
+
 def reseed():
     """Makes this process unlike its copies in other clones. The kernel has been given fresh entropy before."""
     loaded = sys.modules
@@ -68,9 +80,43 @@ def reseed():
     if "tempfile" in loaded:
         loaded["tempfile"]._name_sequence = None
     if "uuid" in loaded:
-        loaded["uuid"]._node = loaded["uuid"]._last_timestamp = None
+        uuid = loaded["uuid"]
+        uuid._last_timestamp = None
+        uuid._node = int.from_bytes(os.urandom(6), "big") | 1 << 40  # a random one has this bit (RFC 4122, 4.5)
+        uuid._generate_time_safe = None  # libuuid keeps the node that it has made up once
     if "ssl" in loaded:
         loaded["ssl"].RAND_add(os.urandom(32), 32.0)
+    if "multiprocessing.process" in loaded:
+        loaded["multiprocessing.process"].current_process().authkey = os.urandom(32)
+    if _forget_sqlites_seed is not None:
+        _forget_sqlites_seed(0, None)
+
+
+class NotRun(Exception):
+    """The template's restore code has failed, for the reason that is this exception's cause: the code must not run."""
+
+
+class RestoreHook:
+    """The template's restore code, if it has any: makes what the warm-up has left behind this clone's own. It sees the
+    warm-up's names."""
+
+    def __init__(self, path, namespace):
+        self._code = None
+        if os.path.exists(path):
+            self._namespace = namespace
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+            linecache.cache[RESTORE_CODE] = len(text), None, text.splitlines(True), RESTORE_CODE
+            self._code = compile(text, RESTORE_CODE, "exec", 0, True)
+
+    def run(self):
+        if self._code is not None:
+            try:
+                exec(self._code, self._namespace)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                raise NotRun from error
 
 
 class Report:

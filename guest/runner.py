@@ -627,6 +627,8 @@ def read_report(data, limit):
                 },
                 "tables": tables,
             }
+            if report.get("not_run") is True:
+                members["not_run"] = True
             members = _to_json(members).encode()[1:]
             if len(members) <= limit:
                 return members

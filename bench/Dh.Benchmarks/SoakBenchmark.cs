@@ -83,8 +83,8 @@ internal static class SoakBenchmark
 
             lines.Add(line);
         });
-        int equal = Enumerable.Range(0, CloneGenerators.Names.Count).Sum(value => lines.Count - lines.Select(line => line[value]).Distinct().Count());
-        report.Row($"equal values of {lines.Count} clones, {CloneGenerators.Names.Count} generators", $"{equal}", $"none", equal == 0 && lines.Count == Clones);
+        var alike = CloneGenerators.Alike(lines);
+        report.Row($"equal values of {lines.Count} clones, {CloneGenerators.Names.Count} generators", $"{(alike.Count == 0 ? "none" : string.Join(", ", alike))}", $"none", alike.Count == 0 && lines.Count == Clones);
         double outside = Math.Max(early, late) * 1000;
         report.Row("their wall clocks, beyond the time that the host has seen the run take", $"{outside:0.0} ms", $"<= {MaximalClockErrorMs} ms", outside <= MaximalClockErrorMs);
     }

@@ -30,6 +30,8 @@ internal sealed record GuestHeader
 
     public ExecutionError? Error { get; init; }
 
+    public bool NotRun { get; init; }
+
     public IReadOnlyList<TablePreview>? Tables { get; init; }
 
     public double RunMs { get; init; }

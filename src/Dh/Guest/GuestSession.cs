@@ -101,7 +101,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
     /// <param name="request">What to run.</param>
     /// <param name="output">Takes the output.</param>
     /// <param name="cancellationToken">Interrupts the code; the result then says so.</param>
-    /// <exception cref="DhException">The guest broke its protocol, or went away.</exception>
+    /// <exception cref="DhException">The guest broke its protocol, or went away; the template's restore code failed, and the code did not run.</exception>
     /// <exception cref="InvalidOperationException">The guest was not greeted, or runs something.</exception>
     public async Task<ExecutionResult> ExecuteAsync(ExecutionRequest request, IOutputSink output, CancellationToken cancellationToken)
     {
@@ -182,6 +182,11 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         if (header.Tables?.Any(table => table is null or { Columns: null } || table.Columns.Any(column => column is null or { Name: null } or { Type: null })) == true)
         {
             throw Break("its `result` has no valid tables");
+        }
+
+        if (header.NotRun)
+        {
+            throw new DhException(DhErrorReason.Image, $"The template's restore code failed, and the code did not run: {Untrusted.OneLine($"{header.Error?.Type}: {header.Error?.Message}")}. Correct [restore] in the template, then `dh vm prepare --template FILE`.");
         }
 
         return new ExecutionResult

@@ -28,7 +28,7 @@ internal sealed class ImageHash : IDisposable
     public static string Compute(Template template, IReadOnlyList<string> requirements, GuestFiles guest, string? wheelhouse)
     {
         using var hash = new ImageHash();
-        hash.AddAll(Recipe, AptSource.Architecture, template.Name, template.Engine, template.Version ?? "", template.Suite, template.WarmupCode);
+        hash.AddAll(Recipe, AptSource.Architecture, template.Name, template.Engine, template.Version ?? "", template.Suite, template.WarmupCode, template.RestoreCode);
         hash.AddAll([.. template.Packages.Distinct().Order(StringComparer.Ordinal)]);
         hash.AddAll([.. requirements.Order(StringComparer.Ordinal)]);
         hash.AddAll([.. template.JvmArguments]);

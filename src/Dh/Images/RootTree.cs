@@ -85,8 +85,8 @@ internal sealed class RootTree(string path, BuildNamespace workspace)
         return current;
     }
 
-    /// <summary>Puts the guest's files in: runner, engines, the warm-up code, and which engine it is.</summary>
-    /// <param name="template">Whose warm-up code and engine.</param>
+    /// <summary>Puts the guest's files in: runner, engines, the warm-up and the restore code, and which engine it is.</summary>
+    /// <param name="template">Whose code and engine.</param>
     /// <param name="guestFiles">The runner's and the engines' files.</param>
     public void AddGuestFiles(Template template, IEnumerable<string> guestFiles)
     {
@@ -96,6 +96,11 @@ internal sealed class RootTree(string path, BuildNamespace workspace)
         }
 
         Write($"{GuestDirectory}/warmup.py", Encoding.UTF8.GetBytes(template.WarmupCode));
+        if (template.RestoreCode.Length > 0)
+        {
+            Write($"{GuestDirectory}/restore.py", Encoding.UTF8.GetBytes(template.RestoreCode));
+        }
+
         Write($"{GuestDirectory}/engine.json", JsonSerializer.SerializeToUtf8Bytes(new EngineSettings(template.Engine, template.JvmArguments), EngineJson.Default.EngineSettings));
     }
 
@@ -108,9 +113,9 @@ internal sealed class RootTree(string path, BuildNamespace workspace)
 
     /// <summary>Compiles what Python would otherwise compile at its first import, and again in every clone.</summary>
     /// <param name="pythonVersion">The interpreter's.</param>
-    /// <param name="template">Whose warm-up code is compiled too.</param>
+    /// <param name="template">Whose warm-up and restore code is compiled too.</param>
     /// <param name="cancellationToken">Ends the work.</param>
-    /// <exception cref="DhException"><see cref="DhErrorReason.Image"/>: the warm-up code, or a file of the guest, is not valid Python.</exception>
+    /// <exception cref="DhException"><see cref="DhErrorReason.Image"/>: the warm-up code, the restore code, or a file of the guest, is not valid Python.</exception>
     public async Task CompilePythonAsync(string pythonVersion, string template, CancellationToken cancellationToken)
     {
         string library = "/usr/lib/python" + MinorVersion(pythonVersion);
@@ -127,7 +132,7 @@ internal sealed class RootTree(string path, BuildNamespace workspace)
         {
             throw new DhException(
                 DhErrorReason.Image,
-                $"The warm-up code of the template '{template}' (warmup.py), or a file of the guest, is not valid Python {MinorVersion(pythonVersion)}:\n" +
+                $"The warm-up code of the template '{template}' (warmup.py), its restore code (restore.py), or a file of the guest, is not valid Python {MinorVersion(pythonVersion)}:\n" +
                 BuildCommandException.Indent(error.LastLines),
                 error);
         }

@@ -39,6 +39,10 @@ public sealed record Template
     /// <summary>Python code that the engine runs once, before the snapshot is taken; may be empty.</summary>
     public string WarmupCode { get; init; } = "";
 
+    /// <summary>Python code that runs before each run's code, in the same process and with the warm-up's names, once that process is reseeded: it makes
+    /// what the warm-up has left behind the clone's own. May be empty.</summary>
+    public string RestoreCode { get; init; } = "";
+
     /// <summary>Python code that stands for what users run, by which the working set is recorded; may be empty.</summary>
     public string RecordCode { get; init; } = "";
 

@@ -13,9 +13,9 @@ internal sealed partial class TemplateReader
     private const int MaxMemoryMib = 1_048_576;
 
     private static readonly string[] KnownKeys =
-        ["name", "description", "engine", "version", "suite", "packages", "pip", "jvm_args", "memory_mib", "warmup.code", "record.code"];
+        ["name", "description", "engine", "version", "suite", "packages", "pip", "jvm_args", "memory_mib", "warmup.code", "restore.code", "record.code"];
 
-    private static readonly string[] KnownTables = ["warmup", "record"];
+    private static readonly string[] KnownTables = ["warmup", "restore", "record"];
 
     private readonly string _source;
     private readonly Dictionary<string, KeyValueSyntax> _values = new(StringComparer.Ordinal);
@@ -65,6 +65,7 @@ internal sealed partial class TemplateReader
         JvmArguments = JvmArguments(),
         MemoryMib = Integer("memory_mib", MinMemoryMib, MaxMemoryMib) ?? 512,
         WarmupCode = String("warmup.code") ?? "",
+        RestoreCode = String("restore.code") ?? "",
         RecordCode = String("record.code") ?? "",
     };
 

@@ -146,16 +146,19 @@ public sealed class DeephavenTests
         const string code = """
             import os, random, socket, time, uuid
             import jpy, numpy
-            bits = jpy.get_type('java.security.SecureRandom')().nextLong()
-            print(os.urandom(8).hex(), random.random(), uuid.uuid4(), numpy.random.random(), bits, socket.gethostname(), sep='\n')
+            java = lambda name: jpy.get_type('java.' + name)
+            print(os.urandom(8).hex(), random.random(), uuid.uuid4(), numpy.random.random(), numpy.random.default_rng().random(), socket.gethostname(), sep='\n')
+            print(java('security.SecureRandom')().nextLong(), java('lang.Math').random(), java('util.concurrent.ThreadLocalRandom').current().nextLong(), sep='\n')
+            print(java('util.SplittableRandom')().nextLong(), java('util.Random')().nextLong(), java('util.UUID').randomUUID().toString(), sep='\n')
+            print(empty_table(1).update(['R = random()']).j_table.getColumnSource('R').getDouble(0))
             print(time.time())
             """;
         var results = await Task.WhenAll(Enumerable.Range(0, 4).Select(_ => ExecAsync(code)));
         double now = DateTimeOffset.UtcNow.ToUnixTimeMilliseconds() / 1000.0;
         string[][] lines = [.. results.Select(result => result.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries))];
-        Assert.All(lines, clone => Assert.Equal(7, clone.Length));
-        Assert.All(Enumerable.Range(0, 6), i => Assert.Equal(4, lines.Select(clone => clone[i]).Distinct().Count()));
-        Assert.All(lines, clone => Assert.InRange(double.Parse(clone[6], System.Globalization.CultureInfo.InvariantCulture), now - 60, now + 1));
+        Assert.All(lines, clone => Assert.Equal(14, clone.Length));
+        Assert.All(Enumerable.Range(0, 13), i => Assert.Equal(4, lines.Select(clone => clone[i]).Distinct().Count()));
+        Assert.All(lines, clone => Assert.InRange(double.Parse(clone[13], System.Globalization.CultureInfo.InvariantCulture), now - 60, now + 1));
     }
 
     [Fact]

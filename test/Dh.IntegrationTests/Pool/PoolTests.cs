@@ -62,15 +62,56 @@ public sealed class PoolTests(PreparedHome prepared)
         var results = await Task.WhenAll(Enumerable.Range(0, 8).Select(_ => own.Dh.ExecAsync(Code)));
         Assert.All(results, result => Assert.Equal((0, ""), (result.ExitCode, result.Error)));
         string[][] values = [.. results.Select(result => result.Output.Trim().Split(' '))];
-        for (int value = 0; value < CloneGenerators.Names.Count; value++)
-        {
-            Assert.Equal(8, values.Select(line => line[value]).Distinct().Count());
-        }
-
+        Assert.Empty(CloneGenerators.Alike(values));
         Assert.All(values, line => Assert.InRange(double.Parse(line[^1], System.Globalization.CultureInfo.InvariantCulture), before, Now()));
         Assert.Equal(8, pool.HandedOutVmms().Distinct().Count());
         await pool.WaitAsync("ready", 2);
         Assert.Equal((2, 8, 0), ((await pool.StatusAsync()).GetProperty("size").GetInt32(), (await pool.StatusAsync()).GetProperty("handed_out").GetInt32(), (await pool.StatusAsync()).GetProperty("failed").GetInt32()));
+    }
+
+    [Fact]
+    public async Task Sixty_four_at_once_on_a_pool_of_four_all_end_well_and_no_more_are_begun_than_there_are_processors()
+    {
+        using var own = new OwnHome(prepared);
+        await using var pool = await RunningPool.StartAsync(own.Dh, "-n", "4");
+        var runs = Enumerable.Range(0, 64).Select(number => own.Dh.RunAsync(["exec", "-c", $"{number}"], timeLimit: TimeSpan.FromMinutes(2))).ToArray();
+        var all = Task.WhenAll(runs);
+        while (!all.IsCompleted)
+        {
+            var status = await pool.StatusAsync();
+            Assert.InRange(status.GetProperty("starting").GetInt32(), 0, Environment.ProcessorCount);
+            Assert.InRange(status.GetProperty("ready").GetInt32(), 0, 4);
+            await Task.WhenAny(all, Task.Delay(100, Test));
+        }
+
+        var results = await all;
+        Assert.Equal(Enumerable.Range(0, 64).Select(number => new ProgramResult(0, $"{number}\n", "")), results);
+        Assert.Equal(64, pool.HandedOutVmms().Distinct().Count());
+        await pool.WaitAsync("ready", 4);
+        Assert.Equal((0, 0), ((await pool.StatusAsync()).GetProperty("running").GetInt32(), (await pool.StatusAsync()).GetProperty("failed").GetInt32()));
+    }
+
+    [Fact]
+    public async Task Neither_side_talks_to_another_users()
+    {
+        Assert.SkipUnless(Environment.UserName == "root", "only root can become another user");
+        using var own = new OwnHome(prepared);
+        await using var pool = await RunningPool.StartAsync(own.Dh, "-n", "1");
+        string path = Directory.EnumerateFiles(Path.Combine(own.Dh.Home, "pool"), "*.sock").Single();
+
+        // As if these were open to all, which they are not.
+        Assert.Equal(UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute, File.GetUnixFileMode(Path.GetDirectoryName(path)!));
+        foreach (string file in (string[])[own.Dh.Home, Path.GetDirectoryName(path)!, path, Path.ChangeExtension(path, ".lock")])
+        {
+            File.SetUnixFileMode(file, (UnixFileMode)0x1ff);
+        }
+
+        string program = Path.Combine(own.Dh.Home, "dh");
+        File.Copy(Repository.PathOf("bin/dh"), program);
+        var status = await own.Dh.RunAsync(new ProcessStartInfo("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups", program, "vm", "pool", "status", "--json"]));
+        Assert.Equal((0, "{\"pools\":[]}"), (status.ExitCode, status.Output.Trim()));
+        await pool.WaitForEventAsync(" is of user 65534");
+        Assert.Contains(Took, (await own.Dh.ExecAsync("1", "-v")).Error, StringComparison.Ordinal);
     }
 
     [Theory]
@@ -121,6 +162,18 @@ public sealed class PoolTests(PreparedHome prepared)
         {
             using var client = Connect(path);
             _ = await client.SendAsync(request, SocketFlags.None, Test);
+        }
+
+        using (var flood = Connect(path))
+        {
+            byte[] part = new byte[64 << 10];
+            await Assert.ThrowsAsync<SocketException>(async () =>
+            {
+                for (int sent = 0; sent < 1 << 30; sent += part.Length)
+                {
+                    _ = await flood.SendAsync(part, SocketFlags.None, Test);
+                }
+            });
         }
 
         await pool.WaitAsync("running", 0);

@@ -165,6 +165,25 @@ public sealed class GuestSessionTests : IDisposable
     }
 
     [Fact(Timeout = TestLimitMs)]
+    public async Task Code_that_was_not_run_is_no_result_and_the_guest_stays_usable()
+    {
+        await GreetAsync();
+        var notRun = _session.ExecuteAsync(new ExecutionRequest { Source = "code" }, new CapturedText(), Cancellation);
+        _ = await _guest.HearFrameAsync();
+        await _guest.SayFrameAsync(
+            """{"type": "result", "id": 1, "outcome": "exited", "exit_code": 125, "run_ms": 1, "not_run": true, "error": {"type": "OSError", "message": "no\nway", "traceback": ""}}""");
+        var error = await Assert.ThrowsAsync<DhException>(() => notRun);
+        Assert.Equal(
+            (DhErrorReason.Image, "The template's restore code failed, and the code did not run: OSError: no way. Correct [restore] in the template, then `dh vm prepare --template FILE`."),
+            (error.Reason, error.Message));
+
+        var next = _session.ExecuteAsync(new ExecutionRequest { Source = "code" }, new CapturedText(), Cancellation);
+        _ = await _guest.HearFrameAsync();
+        await _guest.SayFrameAsync(FakeGuest.Result(id: 2));
+        Assert.Equal(0, (await next).ExitCode);
+    }
+
+    [Fact(Timeout = TestLimitMs)]
     public async Task What_the_guest_says_is_cut_in_messages()
     {
         await GreetAsync();

@@ -104,6 +104,7 @@ public sealed class ImageTests
             Hash(Template with { Packages = ["aa"] }),
             Hash(Template with { Suite = "trixie" }),
             Hash(Template with { WarmupCode = "import json" }),
+            Hash(Template with { RestoreCode = "import json" }),
             Hash(Template with { Version = "1" }),
             Hash(Template, ["numpy"]),
             Hash(Template, ["numpy"], directory["wheels"]),

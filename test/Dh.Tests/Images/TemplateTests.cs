@@ -21,6 +21,7 @@ public sealed class TemplateTests
         Assert.Empty(template.Requirements);
         Assert.Equal(512, template.MemoryMib);
         Assert.Equal("", template.WarmupCode);
+        Assert.Equal("", template.RestoreCode);
         Assert.Equal("", template.RecordCode);
     }
 
@@ -41,6 +42,8 @@ public sealed class TemplateTests
             code = '''
             import numpy
             '''
+            [restore]
+            code = "seed()"
             [record]
             code = "print(1)"
             """,
@@ -51,6 +54,7 @@ public sealed class TemplateTests
         Assert.Equal(["numpy==2.0", "pandas[all] ; python_version > '3'"], template.ResolveRequirements());
         Assert.Equal(2048, template.MemoryMib);
         Assert.Equal("import numpy\n", template.WarmupCode);
+        Assert.Equal("seed()", template.RestoreCode);
         Assert.Equal("print(1)", template.RecordCode);
     }
 
@@ -65,10 +69,10 @@ public sealed class TemplateTests
     public void A_table_may_be_written_in_any_of_its_ways(string text) => Assert.Equal("x", Template.Parse(Smallest + text, "t.toml").WarmupCode);
 
     [Theory]
-    [InlineData("name = \"t\"\npakages = []", "t.toml:2: unknown key 'pakages' (did you mean 'packages'?); known keys: name, description, engine, version, suite, packages, pip, jvm_args, memory_mib, warmup.code, record.code")]
-    [InlineData(Smallest + "colour = 1", "t.toml:3: unknown key 'colour'; known keys: name, description, engine, version, suite, packages, pip, jvm_args, memory_mib, warmup.code, record.code")]
-    [InlineData(Smallest + "[warmup]\ncod = \"x\"", "t.toml:4: unknown key 'warmup.cod' (did you mean 'warmup.code'?); known keys: name, description, engine, version, suite, packages, pip, jvm_args, memory_mib, warmup.code, record.code")]
-    [InlineData(Smallest + "[warmpu]\n", "t.toml:3: unknown table 'warmpu' (did you mean 'warmup'?); known tables: warmup, record")]
+    [InlineData("name = \"t\"\npakages = []", "t.toml:2: unknown key 'pakages' (did you mean 'packages'?); known keys: name, description, engine, version, suite, packages, pip, jvm_args, memory_mib, warmup.code, restore.code, record.code")]
+    [InlineData(Smallest + "colour = 1", "t.toml:3: unknown key 'colour'; known keys: name, description, engine, version, suite, packages, pip, jvm_args, memory_mib, warmup.code, restore.code, record.code")]
+    [InlineData(Smallest + "[warmup]\ncod = \"x\"", "t.toml:4: unknown key 'warmup.cod' (did you mean 'warmup.code'?); known keys: name, description, engine, version, suite, packages, pip, jvm_args, memory_mib, warmup.code, restore.code, record.code")]
+    [InlineData(Smallest + "[warmpu]\n", "t.toml:3: unknown table 'warmpu' (did you mean 'warmup'?); known tables: warmup, restore, record")]
     [InlineData(Smallest + "[[record]]\n", "t.toml:3: 'record' is one table: write [record]")]
     [InlineData(Smallest + "warmup = \"x\"", "t.toml:3: 'warmup' is a table: write [warmup] and below it code = \"\"\"...\"\"\"")]
     [InlineData("packages = [\"python3\"]", "t.toml: missing key: add `name = \"...\"`")]
