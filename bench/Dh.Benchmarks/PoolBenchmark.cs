@@ -22,6 +22,8 @@ internal static class PoolBenchmark
     private const double MinimalAgainstBoot = 250;
     private const double MaximalHandOutMs = 0.3;
     private const double MinimalThroughput = 0.9;
+    private const int DeephavenSize = 2;
+    private const double MaximalDeephavenMs = 25;
     private static readonly TimeSpan ThroughputTime = TimeSpan.FromSeconds(15);
     private static readonly string[] Hello = ["exec", "-c", "print('hello')"];
     private static readonly ExecutionRequest HelloRequest = new() { Source = "print('hello')" };
@@ -65,6 +67,7 @@ internal static class PoolBenchmark
         report.Row("- against the snapshot's own cold boot", $"{thanBoot:0} times faster", $">= {MinimalAgainstBoot} times", thanBoot >= MinimalAgainstBoot);
         report.Row("handing out a ready sandbox, inside the daemon", $"{handOutMs:0.000} ms", $"<= {MaximalHandOutMs} ms", handOutMs <= MaximalHandOutMs);
         report.Row($"runs a second, {Clients} clients", $"{perSecond:0.0}, {perSecond / bareLoop:0.00} of the restores a second of a bare loop ({bareLoop:0.0})", $">= {MinimalThroughput}", perSecond / bareLoop >= MinimalThroughput);
+        await MeasureDeephavenAsync(report);
         string text = report.ToString();
         await File.WriteAllTextAsync(Repository.PathOf("bench/results/pool.md"), text);
         Console.Write(text);
@@ -81,6 +84,29 @@ internal static class PoolBenchmark
         await machine.WarmUpAsync(CancellationToken.None);
         await Task.Delay(TimeSpan.FromMilliseconds(200)); // it waits for its run, as in a pool
         return (await sandbox.ExecuteAsync(HelloRequest, new Nowhere())).Elapsed.TotalMilliseconds;
+    }
+
+    private static async Task MeasureDeephavenAsync(PromiseReport report)
+    {
+        const string What = "`dh exec -c 1+1`, pooled, on Deephaven";
+        if (new SnapshotStore(DhHome.Default).FindNewest("deephaven") is not { } snapshot)
+        {
+            report.Row(What, $"not measured: no snapshot is prepared");
+            return;
+        }
+
+        var times = new List<double>();
+        await using (await BenchmarkPool.StartAsync(DeephavenSize, "--version", snapshot.Manifest.Version))
+        {
+            for (int round = 0; round < Rounds; round++)
+            {
+                await BenchmarkPool.WaitReadyAsync(DeephavenSize);
+                times.Add(ExecBenchmark.Run(ExecBenchmark.Dh, ["exec", "--version", snapshot.Manifest.Version, "-c", "1+1"], BenchmarkPool.Environment).Milliseconds);
+            }
+        }
+
+        double median = ExecBenchmark.Median(times);
+        report.Row(What, $"{median:0.0} ms", $"<= {MaximalDeephavenMs} ms", median <= MaximalDeephavenMs);
     }
 
     private static async Task<double> MeasurePooledThroughputAsync()
@@ -130,9 +156,9 @@ internal sealed class BenchmarkPool : IAsyncDisposable
     /// <summary>What a client's environment must have to look where the daemon is.</summary>
     public static (string Name, string Value) Environment => ("XDG_RUNTIME_DIR", "");
 
-    public static async Task<BenchmarkPool> StartAsync(int size)
+    public static async Task<BenchmarkPool> StartAsync(int size, params string[] options)
     {
-        var started = await Program.RunAsync(["vm", "pool", "start", "--detach", "--size", $"{size}"]);
+        var started = await Program.RunAsync(["vm", "pool", "start", "--detach", "--size", $"{size}", .. options]);
         return started.ExitCode == 0 ? new BenchmarkPool() : throw new InvalidOperationException($"dh vm pool start ended with {started.ExitCode}: {started.Error}");
     }
 
