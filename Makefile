@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-nested chaos sweep soak fuzz check bench bench-memory bench-deephaven bench-pool install clean
+.PHONY: help setup build demo test test-nested chaos sweep soak fuzz check bench bench-memory bench-deephaven bench-pool bench-hog install clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -100,6 +100,11 @@ soak: setup build ## Run thousands of times out of a pool, and see that nothing 
 	$(DH) vm prepare
 	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
 	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- soak
+
+bench-hog: setup build ## Measure pooled runs beside one that takes all that it can get (HOG_COUNT: 200)
+	$(DH) vm prepare
+	dotnet build bench/Dh.Benchmarks -c Release --nologo -v quiet
+	dotnet run --project bench/Dh.Benchmarks -c Release --no-build -- hog
 
 install: build ## Install to PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/lib/dh $(DESTDIR)$(PREFIX)/bin

@@ -22,7 +22,9 @@ switch (args)
         return await PoolBenchmark.RunAsync() ? 0 : 1;
     case ["soak"]:
         return await SoakBenchmark.RunAsync() ? 0 : 1;
+    case ["hog"]:
+        return await HogBenchmark.RunAsync() ? 0 : 1;
     default:
-        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|cage|firecracker|memory|deephaven|pool|soak");
+        Console.Error.WriteLine("usage: Dh.Benchmarks population|exec|cage|firecracker|memory|deephaven|pool|soak|hog");
         return 2;
 }

@@ -20,6 +20,7 @@ public sealed class PoolDaemon : IAsyncDisposable
     private static readonly TimeSpan RequestLimit = TimeSpan.FromSeconds(5);
     private static readonly TimeSpan MaintenanceInterval = TimeSpan.FromSeconds(2);
     private static readonly TimeSpan EndLimit = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan LongRun = TimeSpan.FromSeconds(1);
 
     private readonly PoolOptions _options;
     private readonly SnapshotStore _store;
@@ -389,8 +390,15 @@ public sealed class PoolDaemon : IAsyncDisposable
         }
 
         _pool.Waited(Stopwatch.GetElapsedTime(accepted));
+        machine.Prefer();
         _log.Write(PoolEvent.HandedOut, $"sandbox={slot.Number} vmm={sandbox.VmmProcessId}");
-        if (await Task.WhenAny(clientGone, sandbox.VmmExited).ConfigureAwait(false) != clientGone)
+        var ended = Task.WhenAny(clientGone, sandbox.VmmExited);
+        if (await Task.WhenAny(ended, Task.Delay(LongRun)).ConfigureAwait(false) != ended)
+        {
+            machine.Defer();
+        }
+
+        if (await ended.ConfigureAwait(false) != clientGone)
         {
             var exit = await sandbox.VmmExited.ConfigureAwait(false);
             string how = _stop.IsCancellationRequested ? "the pool was stopped" : exit.ToString();

@@ -13,6 +13,13 @@ internal sealed class SandboxMachines(SandboxOptions options) : IPoolMachines
     // What a VMM takes beside the guest's memory, before one was measured.
     private const long VmmBytes = 96L << 20;
 
+    // Where processors are short, a run that has just begun comes first: before what is made ready, and before a run that has lasted long.
+    private const int ReadyingCpuWeight = 50;
+    private const int RunCpuWeight = 100;
+    private const int LongRunCpuWeight = 25;
+
+    private readonly SandboxOptions _options = options.WithCpuWeight(ReadyingCpuWeight);
+
     private volatile Snapshot? _snapshot;
     private long _largestBytes;
 
@@ -34,7 +41,7 @@ internal sealed class SandboxMachines(SandboxOptions options) : IPoolMachines
     public async Task<IPoolMachine> RestoreAsync(CancellationToken cancellationToken)
     {
         var snapshot = _snapshot ?? throw new DhException(DhErrorReason.NotFound, "the snapshot is gone. Run `dh vm prepare`.");
-        return new SandboxMachine(this, await Sandbox.RestoreAsync(snapshot, options, cancellationToken).ConfigureAwait(false));
+        return new SandboxMachine(this, await Sandbox.RestoreAsync(snapshot, _options, cancellationToken).ConfigureAwait(false));
     }
 
     /// <summary>What a process has resident, in bytes; 0 when it has ended.</summary>
@@ -63,7 +70,7 @@ internal sealed class SandboxMachines(SandboxOptions options) : IPoolMachines
     private long Estimate(Snapshot snapshot)
     {
         long all = snapshot.Manifest.DataBytes;
-        bool isPartial = !options.Fill && options.MemoryPolicy is not MemoryPolicy.Eager && File.Exists(snapshot.WorkingSetPath);
+        bool isPartial = !_options.Fill && _options.MemoryPolicy is not MemoryPolicy.Eager && File.Exists(snapshot.WorkingSetPath);
         return VmmBytes + (isPartial ? Math.Min(all, 2 * new FileInfo(snapshot.WorkingSetPath).Length) : all);
     }
 
@@ -98,6 +105,12 @@ internal sealed class SandboxMachines(SandboxOptions options) : IPoolMachines
         /// <summary>Ends the use of the guest channel here.</summary>
         /// <returns>The guest channel, which stays the sandbox's, and the number of the last request.</returns>
         public (Socket Channel, long LastRequest) HandOver() => sandbox.HandOver();
+
+        /// <summary>Lets a run that has just begun come before all else that the pool does.</summary>
+        public void Prefer() => sandbox.SetCpuWeight(RunCpuWeight);
+
+        /// <summary>Lets others come before a run that has lasted long.</summary>
+        public void Defer() => sandbox.SetCpuWeight(LongRunCpuWeight);
 
         /// <inheritdoc/>
         public ValueTask DisposeAsync() => sandbox.DisposeAsync();

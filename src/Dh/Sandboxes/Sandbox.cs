@@ -24,13 +24,15 @@ public sealed class Sandbox : ISandbox
     private static readonly TimeSpan EndTimeLimit = TimeSpan.FromSeconds(1);
 
     private readonly FileLock _lease;
+    private readonly string _name;
     private readonly IVmm _vmm;
     private readonly PageServer? _pageServer;
     private Socket? _guest; // the VMM's
     private GuestSession? _session;
 
-    private Sandbox(Snapshot snapshot, FileLock lease, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, string? notice)
+    private Sandbox(Snapshot snapshot, FileLock lease, string name, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, string? notice)
     {
+        _name = name;
         Snapshot = snapshot;
         _lease = lease;
         _vmm = vmm;
@@ -90,7 +92,8 @@ public sealed class Sandbox : ISandbox
             var (memory, notice) = MemoryChoice.Of(snapshot, driver, options.MemoryPolicy);
             var policy = MemoryPolicy.File;
             StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
-            vmm = await driver.RestoreAsync(snapshot.Machine, memory, snapshot.StatePath, VmmOptions(options), cancellationToken).ConfigureAwait(false);
+            string name = Guid.NewGuid().ToString("N");
+            vmm = await driver.RestoreAsync(snapshot.Machine, memory, snapshot.StatePath, VmmOptions(name, options), cancellationToken).ConfigureAwait(false);
             if (memory is MemoryBackend.Uffd)
             {
                 // The VMM takes longer to its handshake than the page server to open its source.
@@ -106,7 +109,7 @@ public sealed class Sandbox : ISandbox
                 });
             }
 
-            sandbox = new Sandbox(snapshot, lease, vmm, pageServer, policy, notice);
+            sandbox = new Sandbox(snapshot, lease, name, vmm, pageServer, policy, notice);
             await sandbox.StartAsync(driver, options, cancellationToken).ConfigureAwait(false);
             sandbox.RestoreTime = Stopwatch.GetElapsedTime(start);
             RestoreLog.Append(options.Home, snapshot.Manifest.Id, new PastRestore(DateTimeOffset.UtcNow, policy.ToString().ToLowerInvariant(), sandbox.RestoreTime));
@@ -166,6 +169,10 @@ public sealed class Sandbox : ISandbox
     /// <exception cref="DhException">The guest has sent something that nobody has asked for.</exception>
     internal (Socket Channel, long LastRequest) HandOver() => (_guest!, _session!.HandOver());
 
+    /// <summary>Gives the machine another share of the processors, for when they are short; nothing happens where it has no cgroup.</summary>
+    /// <param name="cpuWeight">1 to 10,000; 100 is usual.</param>
+    internal void SetCpuWeight(int cpuWeight) => Cgroups.Host.SetCpuWeight(_name, cpuWeight);
+
     /// <summary>Leaves reaping and removal to the launcher when this is disposed: for a program that is about to exit.</summary>
     public void LeaveTeardown() => _vmm.LeaveTeardown();
 
@@ -196,12 +203,13 @@ public sealed class Sandbox : ISandbox
         }
     }
 
-    private static VmmStartOptions VmmOptions(SandboxOptions options) => new()
+    private static VmmStartOptions VmmOptions(string name, SandboxOptions options) => new()
     {
-        RunDirectory = Path.Combine(options.Home.RunDirectory, Guid.NewGuid().ToString("N")),
+        RunDirectory = Path.Combine(options.Home.RunDirectory, name),
         Installation = options.Installation,
         StepTimeLimit = options.RestoreTimeLimit,
         Caged = options.Caged,
+        CpuWeight = options.CpuWeight,
     };
 
     private static void RequireIsolation(IsolationClass isolation, IReadOnlyList<CageLayer> layers, SandboxOptions options)

@@ -44,6 +44,9 @@ public sealed class SandboxOptions
     /// <summary>Whether the VMM is put into a cage. Without it a benchmark finds out what the cage costs.</summary>
     internal bool Caged { get; init; } = true;
 
+    /// <summary>The CPU weight of the machine as long as it is restored, where it has a cgroup (<see cref="Sandbox.SetCpuWeight"/>).</summary>
+    internal int CpuWeight { get; private set; } = Cgroups.DefaultCpuWeight;
+
     /// <summary>The least isolation that will do; the restore fails below it, before any code runs. Default: any.</summary>
     public IsolationClass? RequireIsolation { get; init; }
 
@@ -66,5 +69,14 @@ public sealed class SandboxOptions
             ArgumentOutOfRangeException.ThrowIfGreaterThan(value, TimeSpan.FromHours(1));
             _restoreTimeLimit = value;
         }
+    }
+
+    /// <summary>The same with another CPU weight.</summary>
+    /// <param name="cpuWeight">1 to 10,000; 100 is usual.</param>
+    internal SandboxOptions WithCpuWeight(int cpuWeight)
+    {
+        var copy = (SandboxOptions)MemberwiseClone();
+        copy.CpuWeight = cpuWeight;
+        return copy;
     }
 }

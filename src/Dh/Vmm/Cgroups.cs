@@ -12,10 +12,15 @@ internal sealed class Cgroups(string root, string ownCgroups)
 {
     private const string Parent = Firecracker.Jail.ParentCgroup;
     private const string Prefix = "dh-";
+    private const string UnifiedWeight = "cpu.weight";
+    private const string Shares = "cpu.shares";
     private static readonly string[] Controllers = ["memory", "pids", "cpu"];
 
     // An initializer that fails would hide why.
     private static readonly Lazy<Cgroups> OfHost = new(() => new("/sys/fs/cgroup", File.Exists("/proc/self/cgroup") ? File.ReadAllText("/proc/self/cgroup") : ""));
+
+    /// <summary>The kernel's own CPU weight of a cgroup. Weights count against each other, and only where processors are short: 1 to 10,000.</summary>
+    public const int DefaultCpuWeight = 100;
 
     /// <summary>This host's.</summary>
     /// <exception cref="IOException">/proc cannot be read.</exception>
@@ -25,7 +30,8 @@ internal sealed class Cgroups(string root, string ownCgroups)
     /// <param name="id">The machine's name.</param>
     /// <param name="memoryBytes">All memory that its VMM may use; it has no swap.</param>
     /// <param name="maxProcesses">Its processes and threads.</param>
-    public IReadOnlyList<Cgroup> Of(string id, long memoryBytes, int maxProcesses)
+    /// <param name="cpuWeight">Its CPU weight.</param>
+    public IReadOnlyList<Cgroup> Of(string id, long memoryBytes, int maxProcesses, int cpuWeight = DefaultCpuWeight)
     {
         string memory = memoryBytes.ToString(CultureInfo.InvariantCulture);
         string processes = maxProcesses.ToString(CultureInfo.InvariantCulture);
@@ -34,7 +40,7 @@ internal sealed class Cgroups(string root, string ownCgroups)
             string directory = Path.Combine(parent, id);
             // Without swap accounting there is no such file; a host without swap needs none.
             (string, string)[] swap = File.Exists(Path.Combine(parent, "memory.swap.max")) ? [("memory.swap.max", "0")] : [];
-            return [new Cgroup(directory, [("memory.max", memory), .. swap, ("pids.max", processes), ("cpu.weight", "100")])];
+            return [new Cgroup(directory, [("memory.max", memory), .. swap, ("pids.max", processes), (UnifiedWeight, Text(cpuWeight))])];
         }
 
         var hierarchies = Controllers.Select(controller => (Controller: controller, Directory: Hierarchy(controller))).ToList();
@@ -43,9 +49,33 @@ internal sealed class Cgroups(string root, string ownCgroups)
             {
                 "memory" => [("memory.limit_in_bytes", memory), ("memory.swappiness", "0")],
                 "pids" => [("pids.max", processes)],
-                _ => [("cpu.shares", "1024")],
+                _ => [(Shares, SharesOf(cpuWeight))],
             }))]
             : [];
+    }
+
+    /// <summary>Gives a machine another CPU weight; nothing happens where it has no cgroup (any more).</summary>
+    /// <param name="id">The machine's name.</param>
+    /// <param name="cpuWeight">The weight.</param>
+    public void SetCpuWeight(string id, int cpuWeight)
+    {
+        string unified = Path.Combine(root, Parent, id, UnifiedWeight);
+        string? shares = Hierarchy("cpu") is { } hierarchy ? Path.Combine(hierarchy, Prefix + id, Shares) : null;
+        try
+        {
+            if (File.Exists(unified))
+            {
+                File.WriteAllText(unified, Text(cpuWeight));
+            }
+            else if (File.Exists(shares))
+            {
+                File.WriteAllText(shares, SharesOf(cpuWeight));
+            }
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // It has just ended, or is another user's to change; a weight is no promise.
+        }
     }
 
     /// <summary>Ends what is left of a machine whose launcher was killed, and removes its cgroups; nothing where there are none. A jailed Firecracker has
@@ -68,6 +98,11 @@ internal sealed class Cgroups(string root, string ownCgroups)
             }
         }
     }
+
+    private static string Text(int cpuWeight) => cpuWeight.ToString(CultureInfo.InvariantCulture);
+
+    // Version 1 counts in other units: 1,024 for what is 100 in version 2.
+    private static string SharesOf(int cpuWeight) => Text(cpuWeight * 1024 / DefaultCpuWeight);
 
     // A cgroup with processes in it cannot give controllers to its children (cgroups(7), "no internal processes"): hence one beside the others.
     private string? UnifiedParent()

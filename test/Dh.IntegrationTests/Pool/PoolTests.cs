@@ -92,6 +92,30 @@ public sealed class PoolTests(PreparedHome prepared)
     }
 
     [Fact]
+    public async Task A_run_that_has_just_begun_has_the_greatest_share_of_the_processors()
+    {
+        using var own = new OwnHome(prepared);
+        await using var pool = await RunningPool.StartAsync(own.Dh, "-n", "1");
+        string machine = Path.GetFileName(Directory.EnumerateDirectories(new DhHome(own.Dh.Home).RunDirectory).Single());
+        Assert.SkipWhen(CpuWeight(machine) is null, "this host grants machines no cgroup");
+        Assert.Equal(50, CpuWeight(machine));
+        using var run = own.Dh.Start(["exec", "-c", "print('started', flush=True); input()"]);
+        Assert.Equal("started", await run.StandardOutput.ReadLineAsync(Test));
+        var weights = new List<int?>();
+        long start = Stopwatch.GetTimestamp();
+        while (weights.LastOrDefault() != 25)
+        {
+            Assert.True(Stopwatch.GetElapsedTime(start) < TimeSpan.FromSeconds(10), string.Join(' ', weights));
+            weights.Add(CpuWeight(machine));
+            await Task.Delay(20, Test);
+        }
+
+        Assert.Contains(100, weights);
+        run.StandardInput.Close();
+        await run.WaitForExitAsync(Test);
+    }
+
+    [Fact]
     public async Task Neither_side_talks_to_another_users()
     {
         Assert.SkipUnless(Environment.UserName == "root", "only root can become another user");
@@ -238,6 +262,17 @@ public sealed class PoolTests(PreparedHome prepared)
         Assert.Equal(0, pool.Daemon.ExitCode);
         await own.AssertNothingLeftAsync("an idle pool");
     }
+
+    /// <summary>A machine's CPU weight in the units of cgroup version 2; null when it has no cgroup.</summary>
+    private static int? CpuWeight(string machine)
+    {
+        string[] directories = Directory.Exists("/sys/fs/cgroup/cpu") ? Directory.GetDirectories("/sys/fs/cgroup/cpu", $"dh-{machine}", SearchOption.AllDirectories) : [];
+        return directories.Length > 0 ? (int)Math.Round(ReadNumber($"{directories[0]}/cpu.shares") / 10.24)
+            : Directory.Exists($"/sys/fs/cgroup/dh/{machine}") ? ReadNumber($"/sys/fs/cgroup/dh/{machine}/cpu.weight")
+            : null;
+    }
+
+    private static int ReadNumber(string path) => int.Parse(File.ReadAllText(path), System.Globalization.CultureInfo.InvariantCulture);
 
     private int FreePort()
     {

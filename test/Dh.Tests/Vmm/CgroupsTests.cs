@@ -41,6 +41,20 @@ public sealed class CgroupsTests : IDisposable
         Assert.Equal([_root["memory/container/dh-id"], _root["pids/dh-id"], _root["cpu/dh-id"]], cgroups.Select(cgroup => cgroup.Directory));
         Assert.Equal(("memory.limit_in_bytes", "1000"), cgroups[0].Settings[0]);
         Assert.Equal([("pids.max", "130")], cgroups[1].Settings);
+        Assert.Equal([("cpu.shares", "1024")], cgroups[2].Settings);
+    }
+
+    [Theory]
+    [InlineData("dh/id/cpu.weight", "10")]
+    [InlineData("cpu/dh-id/cpu.shares", "102")]
+    public void A_weight_is_given_in_the_units_of_its_version(string file, string weight)
+    {
+        _root.Write("cpu/cgroup.procs", "");
+        _root.Write(file, "");
+        var cgroups = new Cgroups(_root.Path, "1:cpu:/\n0::/\n");
+        cgroups.SetCpuWeight("id", 10);
+        cgroups.SetCpuWeight("other", 10); // it has ended: nothing happens
+        Assert.Equal(weight, File.ReadAllText(_root[file]));
     }
 
     [Theory]

@@ -56,7 +56,7 @@ internal static class QemuCage
             Devices = devices,
             MaxProcesses = MaxThreads + cpus,
             MaxAddressSpaceBytes = (memoryMib + AddressSpaceMib + (cpus * AddressSpaceMibPerCpu)) * Mib,
-            Cgroups = Cgroups.Host.Of(Path.GetFileName(options.RunDirectory), (memoryMib + OwnMemoryMib) * Mib, MaxThreads + cpus),
+            Cgroups = Cgroups.Host.Of(Path.GetFileName(options.RunDirectory), (memoryMib + OwnMemoryMib) * Mib, MaxThreads + cpus, options.CpuWeight),
         },
     };
 

@@ -1,0 +1,62 @@
+using System.Diagnostics;
+using System.Globalization;
+using Dh.TestSupport;
+
+namespace Dh.Benchmarks;
+
+/// <summary>What pooled runs take beside one that takes all that it can get, against what they take alone.</summary>
+internal static class HogBenchmark
+{
+    private const int Size = 4;
+    private const double MaximalRatio = 2;
+
+    private static readonly (string Name, string Code)[] Hogs =
+    [
+        ("two processes that compute", "import os\nos.fork()\nwhile True: pass"),
+        ("endless output", "while True: print('x' * 1000)"),
+        ("endless forks", "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"),
+    ];
+
+    public static async Task<bool> RunAsync()
+    {
+        int count = int.Parse(Environment.GetEnvironmentVariable("HOG_COUNT") ?? "200", CultureInfo.InvariantCulture);
+        var report = new PromiseReport(
+            "A hog in the pool", $"{count} pooled runs of `print('hello')`, one after the other, a pool of {Size}, {Environment.ProcessorCount} CPUs; beside them one run that takes all that it can get. Made by `Dh.Benchmarks hog`.");
+        await using (await BenchmarkPool.StartAsync(Size))
+        {
+            Measure(count / 10);
+            double[] usual = Measure(count);
+            report.Row("p50, p99 without a hog", $"{At(usual, 0.5):0} ms, {At(usual, 0.99):0} ms");
+            foreach (var (name, code) in Hogs)
+            {
+                using var hog = Process.Start(Hog(code))!;
+                await Task.Delay(TimeSpan.FromSeconds(3));
+                double[] times = Measure(count);
+                bool lived = !hog.HasExited;
+                hog.Kill();
+                await hog.WaitForExitAsync();
+                double ratio = At(times, 0.99) / At(usual, 0.99);
+                report.Row($"p50, p99 beside {name}", $"{At(times, 0.5):0} ms, {At(times, 0.99):0} ms: p99 {ratio:0.00} times", $"< {MaximalRatio} times", lived && ratio < MaximalRatio);
+            }
+        }
+
+        string text = report.ToString();
+        await File.WriteAllTextAsync(Repository.PathOf("bench/results/hog.md"), text);
+        Console.Write(text);
+        return report.Passed;
+    }
+
+    private static double[] Measure(int count) =>
+        [.. Enumerable.Range(0, count).Select(_ => ExecBenchmark.Run(ExecBenchmark.Dh, ["exec", "-c", "print('hello')"], BenchmarkPool.Environment).Milliseconds).Order()];
+
+    private static double At(double[] sorted, double part) => sorted[(int)Math.Min(sorted.Length - 1, sorted.Length * part)];
+
+    // The shell only opens /dev/null: exec makes it dh.
+    private static ProcessStartInfo Hog(string code)
+    {
+        var start = new ProcessStartInfo("/bin/sh", ["-c", "exec \"$0\" exec -c \"$1\" > /dev/null 2>&1 < /dev/null", ExecBenchmark.Dh, code]);
+        start.Environment["DH_HOME"] = DhHome.Default.Path;
+        start.Environment[BenchmarkPool.Environment.Name] = BenchmarkPool.Environment.Value;
+        return start;
+    }
+}
