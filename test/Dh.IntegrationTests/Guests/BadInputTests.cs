@@ -16,6 +16,13 @@ public sealed class BadInputTests(PreparedHome prepared)
     }
 
     [Fact]
+    public async Task Output_that_cannot_be_written_is_a_failure_that_says_so()
+    {
+        var result = await prepared.Dh.RunAsync(new System.Diagnostics.ProcessStartInfo("sh", ["-c", "exec \"$0\" exec -c 1+1 >/dev/full", Repository.PathOf("bin/dh")]));
+        Assert.Equal(new ProgramResult(125, "", "dh: Standard output does not take what is written to it: write: ENOSPC (No space left on device)\n"), result);
+    }
+
+    [Fact]
     public async Task An_unknown_version_is_not_found()
     {
         var result = await prepared.Dh.ExecAsync("1", "--template", "python", "--version", "9.9");

@@ -7,12 +7,12 @@ namespace Dh.Tests.Guest;
 
 /// <summary>
 /// Whatever a guest says, the host reads it or refuses it with a <see cref="DhException"/>, and stores no more than a frame. `make fuzz` says
-/// ten million frames; a batch of seed s is batch 0 of the seed that a failure tells.
+/// ten million frames (some batches end early, so more are meant); a batch of seed s is batch 0 of the seed that a failure tells.
 /// </summary>
 #pragma warning disable CA5394 // The same input for the same seed.
 public sealed class GuestFuzzTests
 {
-    private const int FramesPerInput = 10, FramesPerBatch = 100;
+    private const int FramesPerInput = 16, FramesPerBatch = 100;
 
     /// <summary>A batch stays in the socket until it is read: far below the kernel's buffer.</summary>
     private const int MaxBatchBytes = 100_000;
@@ -56,7 +56,7 @@ public sealed class GuestFuzzTests
         }
 
         TestContext.Current.TestOutputHelper?.WriteLine($"{read} frames read, {refused} refused");
-        Assert.True(count < 1000 || (read > 0 && refused > 0));
+        Assert.True(count < 1000 || (read > 0 && refused > 0 && read + refused >= 10L * count));
     }
 
     [Fact(Timeout = 600_000)]

@@ -1,11 +1,50 @@
+using System.Net.Sockets;
 using Dh.Linux;
 using Dh.TestSupport;
+using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Tests.Linux;
 
 public sealed class FileTests : IDisposable
 {
     private readonly TempDir _directory = new();
+
+    [Fact(Timeout = 10_000)]
+    public async Task All_bytes_are_written_also_where_the_descriptor_does_not_wait()
+    {
+        const int Length = 4 << 20; // far more than the socket holds
+        var (ours, theirs) = UnixSockets.CreateSocketPair(UnixSocketKind.Stream);
+        using var reader = new NetworkStream(new Socket(theirs), ownsSocket: true);
+        using var writer = ours;
+        writer.Blocking = false;
+        byte[] bytes = Entropy.GetBytes(Length), read = new byte[Length];
+        using var descriptor = new SafeFileHandle(writer.Handle, ownsHandle: false);
+        var writing = Task.Run(() => Files.WriteAll(descriptor, bytes), TestContext.Current.CancellationToken);
+        await reader.ReadExactlyAsync(read, TestContext.Current.CancellationToken);
+        await writing;
+        Assert.Equal(bytes, read);
+    }
+
+    [Fact]
+    public void A_write_that_nobody_reads_is_EPIPE_and_a_full_device_ENOSPC()
+    {
+        var (ours, theirs) = UnixSockets.CreateSocketPair(UnixSocketKind.Stream);
+        using var writer = ours;
+        theirs.Dispose();
+        using var descriptor = new SafeFileHandle(writer.Handle, ownsHandle: false);
+        Assert.Equal(Errno.EPIPE, Assert.Throws<LinuxException>(() => Files.WriteAll(descriptor, "x"u8)).Errno);
+        using var full = File.OpenHandle("/dev/full", FileMode.Open, FileAccess.Write);
+        Assert.Equal(Errno.ENOSPC, Assert.Throws<LinuxException>(() => Files.WriteAll(full, "x"u8)).Errno);
+    }
+
+    [Fact]
+    public void What_is_there_exists_and_what_cannot_be_looked_at_is_an_error()
+    {
+        Assert.True(Files.Exists(_directory.Path));
+        Assert.False(Files.Exists(_directory["none"]));
+        Assert.False(Files.Exists(Path.Combine(_directory.Write("file", ""), "below")));
+        Assert.Equal("access " + new string('x', 300) + ": ENAMETOOLONG (File name too long)", Assert.Throws<LinuxException>(() => Files.Exists(new string('x', 300))).Message);
+    }
 
     [Fact]
     public void An_exclusive_lock_keeps_all_others_out_until_it_is_given_back()
