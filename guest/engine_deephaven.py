@@ -92,12 +92,13 @@ class Engine:
             gc.collect()
             self._system.gc()
             time.sleep(UPDATE_CYCLE)
-        compiled, start = self._compilation.getTotalCompilationTime(), time.monotonic()
-        quiet_since = start
+        quiet_since = start = time.monotonic()
+        last = self._compilation.getTotalCompilationTime()
         while (now := time.monotonic()) - quiet_since < QUIET_TIME and now - start < MAX_QUIET_WAIT:
             time.sleep(1)
-            if (before := compiled) != (compiled := self._compilation.getTotalCompilationTime()):
-                quiet_since = time.monotonic()
+            total = self._compilation.getTotalCompilationTime()
+            if total != last:
+                last, quiet_since = total, time.monotonic()
 
     def serve(self):
         """One run."""
