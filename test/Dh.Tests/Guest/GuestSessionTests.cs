@@ -6,6 +6,7 @@ using Dh.TestSupport;
 namespace Dh.Tests.Guest;
 
 /// <summary>A session with a guest that breaks the protocol: one clear error, soon, and no more than bounded memory.</summary>
+[Collection(AloneCollection.Name)]
 public sealed class GuestSessionTests : IDisposable
 {
     private const int TestLimitMs = 10_000;

@@ -4,13 +4,6 @@ using Dh.Vmm.Qemu;
 
 namespace Dh.Tests.Vmm;
 
-/// <summary>Tests that look at the whole process, such as what it allocates: nothing else runs meanwhile.</summary>
-[CollectionDefinition(Name, DisableParallelization = true)]
-public sealed class AloneCollection
-{
-    public const string Name = "alone";
-}
-
 /// <summary>The monitor's client against a QEMU that says what no QEMU should: it fails with one clear error, and soon.</summary>
 [Collection(AloneCollection.Name)]
 public sealed class QmpClientTests : IDisposable
