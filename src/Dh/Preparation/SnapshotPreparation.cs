@@ -49,6 +49,7 @@ public static class SnapshotPreparation
     public static async Task<Snapshot> PrepareAsync(PreparationOptions options, IProgress<PreparationProgress>? progress = null, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(options);
+        JvmHeap.Require(options.Template.JvmArguments, options.MemoryMib ?? options.Template.MemoryMib);
         if (options.Compress && UserfaultfdRefusal() is { } refusal)
         {
             throw new DhException(
