@@ -4,7 +4,7 @@ namespace Dh.Preparation;
 
 /// <summary>
 /// What a template's JVM may take for its heap, against what its machine has. A guest with less memory than that does not fail when it boots:
-/// with 256 MiB for a heap of 1 GiB, a machine was seen to read the same files again and again for five minutes, without an end or a word.
+/// with 256 MiB for a heap of 1 GiB, a machine was seen to go on for five minutes, without an end or a word.
 /// </summary>
 internal static class JvmHeap
 {
