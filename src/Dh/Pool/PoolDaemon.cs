@@ -20,6 +20,7 @@ public sealed class PoolDaemon : IAsyncDisposable
     private static readonly TimeSpan RequestLimit = TimeSpan.FromSeconds(5);
     private static readonly TimeSpan MaintenanceInterval = TimeSpan.FromSeconds(2);
     private static readonly TimeSpan EndLimit = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan QueuedInterval = PoolConnection.AnswerLimit / 4;
     private static readonly TimeSpan LongRun = TimeSpan.FromSeconds(1);
 
     private readonly PoolOptions _options;
@@ -328,12 +329,14 @@ public sealed class PoolDaemon : IAsyncDisposable
             }
 
             var taking = _pool.TakeAsync(leave.Token);
-            if (!taking.IsCompleted)
+            while (!taking.IsCompleted)
             {
+                // Again and again: a client does not stay in the queue of a daemon that is silent.
                 Send(client, new PoolAnswer { Type = PoolAnswer.Queued });
-                if (await Task.WhenAny(taking, clientGone).ConfigureAwait(false) == clientGone)
+                if (await Task.WhenAny(taking, clientGone, Task.Delay(QueuedInterval)).ConfigureAwait(false) == clientGone)
                 {
                     await leave.CancelAsync().ConfigureAwait(false);
+                    break;
                 }
             }
 

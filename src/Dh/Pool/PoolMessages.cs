@@ -9,7 +9,7 @@ namespace Dh.Pool;
 /// <summary>What a client wants.</summary>
 internal sealed record PoolRequest
 {
-    /// <summary>A sandbox; answered by <c>queued</c> when none is ready, then by <c>sandbox</c> or <c>refused</c>.</summary>
+    /// <summary>A sandbox; answered by <c>queued</c> while none is ready, then by <c>sandbox</c> or <c>refused</c>.</summary>
     public const string Take = "take";
 
     /// <summary>What the pool does; answered by <c>status</c>.</summary>
@@ -36,7 +36,7 @@ internal sealed record PoolRequest
 /// <summary>What the daemon says.</summary>
 internal sealed record PoolAnswer
 {
-    /// <summary>None is ready, and the client is in the queue.</summary>
+    /// <summary>None is ready, and the client is in the queue; said again as long as that is so.</summary>
     public const string Queued = "queued";
 
     /// <summary>A sandbox; its guest channel comes with the packet.</summary>

@@ -65,9 +65,9 @@ public sealed class PooledSandbox : ISandbox
             string? isolation = options.RequireIsolation is { } required ? Sandboxes.Isolation.Name(required) : null;
             _ = connection.TrySend(new PoolRequest { Type = PoolRequest.Take, Snapshot = snapshot.Manifest.Id, RequireIsolation = isolation });
             var (answer, channel) = connection.Receive(PoolConnection.AnswerLimit, cancellationToken);
-            if (answer is { Type: PoolAnswer.Queued })
+            while (answer is { Type: PoolAnswer.Queued } && Stopwatch.GetElapsedTime(start) < QueueLimit)
             {
-                (answer, channel) = connection.Receive(QueueLimit, cancellationToken);
+                (answer, channel) = connection.Receive(PoolConnection.AnswerLimit, cancellationToken);
             }
 
             if (answer is { Type: PoolAnswer.Sandbox } && channel is not null
