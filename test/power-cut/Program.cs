@@ -13,7 +13,6 @@ namespace PowerCut;
 /// </summary>
 internal static class Program
 {
-    private const string Template = "python"; // that of WrittenSnapshot
     private const int MemoryMib = 2;
 
     // A machine that nobody cuts ends by itself.
@@ -29,10 +28,10 @@ internal static class Program
             switch (args[0])
             {
                 case "publish":
-                    PublishWithoutEnd(store, careful: true);
+                    PublishWithoutEnd(home, store, careful: true);
                     return 0;
                 case "publish-without-sync":
-                    PublishWithoutEnd(store, careful: false);
+                    PublishWithoutEnd(home, store, careful: false);
                     return 0;
                 case "verify":
                     await VerifyAsync(home, store);
@@ -48,12 +47,12 @@ internal static class Program
         }
     }
 
-    private static void PublishWithoutEnd(SnapshotStore store, bool careful)
+    private static void PublishWithoutEnd(DhHome home, SnapshotStore store, bool careful)
     {
         Console.WriteLine("publishing");
         store.RemoveDeadDrafts();
         long start = Environment.TickCount64;
-        for (int number = NumberOf(store.FindNewest(Template)) + 1; Environment.TickCount64 - start < PublishLimit.TotalMilliseconds; number++)
+        for (int number = NextNumber(home); Environment.TickCount64 - start < PublishLimit.TotalMilliseconds; number++)
         {
             Console.WriteLine($"published {Publish(store, number, careful).Manifest.Id}");
         }
@@ -75,8 +74,9 @@ internal static class Program
         string left = string.Join(", ", Names(home).Except(NamesOf(current)));
 
         // As each preparation begins and ends.
+        int number = NextNumber(home);
         store.RemoveDeadDrafts();
-        var next = Publish(store, NumberOf(current) + 1, careful: true);
+        var next = Publish(store, number, careful: true);
         await next.VerifyAsync();
         var unknown = Names(home).Except(NamesOf(next)).ToList();
         if (unknown.Count > 0)
@@ -84,7 +84,7 @@ internal static class Program
             throw new IOException($"The publication of {next.Manifest.Id} left {string.Join(", ", unknown)}");
         }
 
-        Console.WriteLine($"verified {IdOf(NumberOf(current))}, published {next.Manifest.Id}, left by the cut: {(left.Length > 0 ? left : "nothing")}");
+        Console.WriteLine($"verified {current?.Manifest.Id ?? IdOf(0)}, published {next.Manifest.Id}, left by the cut: {(left.Length > 0 ? left : "nothing")}");
     }
 
     private static Snapshot Publish(SnapshotStore store, int number, bool careful)
@@ -102,8 +102,9 @@ internal static class Program
         return store.Publish(draft, manifest);
     }
 
-    // No snapshot is number 0.
-    private static int NumberOf(Snapshot? snapshot) => snapshot is null ? 0 : int.Parse(snapshot.Manifest.Id, CultureInfo.InvariantCulture);
+    // Ids are not used twice. No snapshot is number 0.
+    private static int NextNumber(DhHome home) =>
+        1 + Names(home).Select(name => int.TryParse(name, CultureInfo.InvariantCulture, out int number) ? number : 0).DefaultIfEmpty().Max();
 
     private static string IdOf(int number) => number.ToString("D6", CultureInfo.InvariantCulture);
 

@@ -14,6 +14,7 @@ internal sealed class LoggedDisk(string directory)
 {
     private const long Bytes = 128 << 20;
     private const int SectorLength = 512;
+    private const int BlockSectors = 8; // a disk writes its blocks of 4 KiB whole, and ext4 cannot mount one whose superblock is not
     private const ulong FlushFlag = 1, NoDataFlags = 4 | 8; // discard, mark
 
     private readonly string _disk = Path.Combine(directory, "disk.img"), _live = Path.Combine(directory, "live.img"), _log = Path.Combine(directory, "log");
@@ -55,16 +56,17 @@ internal sealed class LoggedDisk(string directory)
     public void PowerOff() => File.Move(_live, _disk, overwrite: true);
 
     /// <summary>
-    /// After a machine was killed: what is on the disk when its power fails at one of the last writes and flushes, or at the kill. Each is as likely;
-    /// by the clock most cuts would fall where a processor is busy and the disk is not.
+    /// After a machine was killed: what is on the disk when its power fails at one of the last writes and flushes. Each is as likely; by the clock most
+    /// cuts would fall where a processor is busy and the disk is not.
     /// </summary>
-    /// <param name="most">At most so many writes and flushes before the kill.</param>
+    /// <param name="logLength">How much had been logged: all, or less at an earlier moment.</param>
+    /// <param name="most">At most so many writes and flushes before that.</param>
     /// <param name="random">Decides on the moment, and on each write that was not flushed by then.</param>
-    public DiskCut CutPower(int most, Random random)
+    public DiskCut CutPower(long logLength, int most, Random random)
     {
         using var log = File.OpenHandle(_log);
         using var disk = File.OpenHandle(_disk, FileMode.Open, FileAccess.Write);
-        var entries = ReadEntries(log);
+        var entries = ReadEntries(log, logLength);
 #pragma warning disable CA5394 // The same choice for the same seed.
         int gone = random.Next(Math.Min(entries.Count, most) + 1);
         entries.RemoveRange(entries.Count - gone, gone);
@@ -76,7 +78,7 @@ internal sealed class LoggedDisk(string directory)
             int written = sectors;
             if (number > flushed)
             {
-                written = random.Next(3) switch { 0 => 0, 1 => sectors, _ => random.Next(sectors + 1) };
+                written = random.Next(3) switch { 0 => 0, 1 => sectors, _ => random.Next(sectors + 1) / BlockSectors * BlockSectors };
                 kept += written == sectors ? 1 : 0;
                 lost += written == 0 ? 1 : 0;
                 torn += written != sectors && written != 0 ? 1 : 0;
@@ -93,11 +95,10 @@ internal sealed class LoggedDisk(string directory)
     }
 
     /// <summary>The log's writes and flushes, in order. The superblock counts fewer: QEMU writes it with a flush. What ends in the middle was never logged.</summary>
-    private static List<Entry> ReadEntries(SafeFileHandle log)
+    private static List<Entry> ReadEntries(SafeFileHandle log, long length)
     {
         var entries = new List<Entry>();
         byte[] head = new byte[32];
-        long length = RandomAccess.GetLength(log);
         for (long at = SectorLength; at + SectorLength <= length && RandomAccess.Read(log, head, at) == head.Length;)
         {
             ulong flags = Field(head, 2);
