@@ -8,6 +8,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 DH := bin/dh
+POWER_CUT := artifacts/power-cut/PowerCut
 
 # qemu, mmdebstrap and what follows are used by `dh`; procps by its tests; gcc and the libraries by its build.
 PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd uidmap debian-archive-keyring procps gcc libc6-dev zlib1g-dev
@@ -34,6 +35,11 @@ $(DH): $(SOURCES)
 	dotnet publish src/Dh.Cli -c Release -o bin --nologo -v quiet
 	@touch $@
 
+# What test/Dh.IntegrationTests/PowerCuts runs in its machine.
+$(POWER_CUT): $(SOURCES) $(wildcard test/power-cut/*.* test/Dh.TestSupport/*.cs*) | $(DH)
+	dotnet publish test/power-cut -c Release -o $(@D) --nologo -v quiet
+	@touch $@
+
 demo: setup build ## Prepare a Python snapshot and run code in it
 	$(DH) vm prepare
 	$(DH) exec --verbose -c "print('Hello from UFFD!')"
@@ -43,7 +49,7 @@ demo: setup build ## Prepare a Python snapshot and run code in it
 	DH_VM_NO_UFFD=1 $(DH) exec -c "print('same')"
 	seq 5 | $(DH) exec -c "import sys; print(sum(map(int, sys.stdin)))"
 
-test: setup build ## Run all tests; the last line counts them
+test: setup build $(POWER_CUT) ## Run all tests; the last line counts them
 	@log=$$(mktemp); \
 	dotnet test --solution Dh.slnx 2>&1 | tee $$log; code=$$?; \
 	awk '/^  succeeded:/{p=$$2}/^  failed:/{f=$$2}/^  skipped:/{s=$$2}END{printf "%d passed, %d failed, %d skipped\n",p,f,s}' $$log; \
@@ -53,9 +59,10 @@ test-nested: setup build ## Run dh under KVM, in an emulated machine that has it
 	$(DH) vm prepare
 	test/nested/run
 
-chaos: setup build ## Kill or stop dh, launcher, VMM, daemon; fail the page server (CHAOS_RUNS, CHAOS_SEED, FAULTS); nothing may be left
+chaos: setup build $(POWER_CUT) ## Kill or stop dh, launcher, VMM, daemon; fail the page server; cut the power (CHAOS_RUNS, FAULTS, POWER_CUTS)
 	$(DH) vm prepare
 	test/chaos/run
+	POWER_CUTS=$${POWER_CUTS:-20} dotnet test --project test/Dh.IntegrationTests --output Detailed --filter-class '*.PowerCutTests'
 	test/chaos/page-server
 	REMOVE_COUNT=1000000 dotnet test --project test/Dh.IntegrationTests --filter-method '*.Pages_that_are_given_back_without_end_cost_no_memory'
 

@@ -178,20 +178,7 @@ public static class SnapshotPreparation
         }
 
         report("hashing", null);
-        var files = new Dictionary<string, SnapshotFile>();
-        foreach (string name in Snapshot.FileNames(memoryName))
-        {
-            string path = Path.Combine(draft, name);
-            cancellationToken.ThrowIfCancellationRequested();
-            files[name] = Snapshot.Describe(path);
-            Files.Sync(path);
-            if (!OperatingSystem.IsWindows())
-            {
-                // Whoever runs a jailed VMM reads it there; nobody else comes into the store's directory.
-                File.SetUnixFileMode(path, UnixFileMode.UserRead | UnixFileMode.GroupRead | UnixFileMode.OtherRead);
-            }
-        }
-
+        var files = SnapshotDraft.FinishFiles(draft, memoryName, cancellationToken);
         var manifest = new SnapshotManifest
         {
             SchemaVersion = SnapshotManifest.CurrentSchemaVersion,
@@ -215,10 +202,7 @@ public static class SnapshotPreparation
             DhVersion = Assembly.GetExecutingAssembly().GetName().Version?.ToString(3) ?? "unknown",
             Files = files,
         };
-        string manifestPath = Path.Combine(draft, Snapshot.ManifestName);
-        await File.WriteAllBytesAsync(manifestPath, manifest.ToJson(), cancellationToken).ConfigureAwait(false);
-        Files.Sync(manifestPath);
-        Files.Sync(draft);
+        SnapshotDraft.WriteManifest(draft, manifest);
         return manifest;
     }
 

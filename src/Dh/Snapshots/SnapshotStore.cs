@@ -135,12 +135,20 @@ public sealed class SnapshotStore(DhHome home)
     {
         string entry = EntryOf(manifest), link = Path.Combine(entry, $".{manifest.Id}{LinkSuffix}");
         yield return () => DhHome.EnsurePrivate(entry);
+        yield return SyncAbove; // a directory's own name stands in the one above it (fsync(2)), and the first snapshot has all of them made
         yield return () => Files.Rename(draft, Path.Combine(entry, manifest.Id));
         yield return () => Files.Sync(entry); // what the link names comes before the link
         yield return () => File.CreateSymbolicLink(link, manifest.Id);
         yield return () => Files.Rename(link, Path.Combine(entry, CurrentName));
         yield return () => Files.Sync(entry);
         yield return () => RemoveUnused(entry, except: manifest.Id);
+
+        void SyncAbove()
+        {
+            Files.Sync(home.SnapshotsDirectory);
+            Files.Sync(Path.GetDirectoryName(home.SnapshotsDirectory)!);
+            Files.Sync(home.Path);
+        }
     }
 
     private string EntryOf(SnapshotManifest manifest) => Path.Combine(home.SnapshotsDirectory, $"{manifest.Template}-{manifest.Version}");

@@ -32,7 +32,7 @@ public sealed class PublicationTests : IDisposable
 
             var current = _store.Open("python", "3.11");
             Assert.Contains(current.Manifest.Id, (string[])[old, manifest.Id]);
-            Assert.Equal(done >= 5, current.Manifest.Id == manifest.Id); // from the second rename on
+            Assert.Equal(done >= 6, current.Manifest.Id == manifest.Id); // from the second rename on
             await current.VerifyAsync(TestContext.Current.CancellationToken);
             Assert.Equal(current.Manifest.Id, Assert.Single(_store.List(out var damaged)).Manifest.Id);
             Assert.Empty(damaged);

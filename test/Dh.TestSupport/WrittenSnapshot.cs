@@ -1,12 +1,11 @@
 using Dh.Paging;
 using Dh.Snapshots;
-using Dh.TestSupport;
 using Dh.Vmm;
 
-namespace Dh.Tests.Snapshots;
+namespace Dh.TestSupport;
 
 /// <summary>A snapshot's directory, of which no machine was made.</summary>
-internal static class WrittenSnapshot
+public static class WrittenSnapshot
 {
     /// <summary>Writes its files.</summary>
     /// <param name="directory">Where; it exists.</param>
@@ -15,19 +14,21 @@ internal static class WrittenSnapshot
     /// <param name="memoryMib">What the manifest says of it.</param>
     /// <param name="without">A file that the manifest does not record.</param>
     /// <param name="id">Its name.</param>
-    public static SnapshotManifest Write(string directory, bool compressed, long memoryLength, int memoryMib, string? without = null, string id = "id")
+    /// <param name="seed">What its memory looks like.</param>
+    /// <returns>Its manifest.</returns>
+    public static SnapshotManifest Write(string directory, bool compressed, long memoryLength, int memoryMib, string? without = null, string id = "id", int seed = 1)
     {
         string PathOf(string name) => Path.Combine(directory, name);
-        SparseFileBuilder.Write(PathOf("memory"), memoryLength);
+        SparseFileBuilder.Write(PathOf("memory"), memoryLength, seed);
         if (compressed)
         {
-            Lz4MemoryWriter.Write(PathOf("memory"), PathOf("memory.lz4"), TestContext.Current.CancellationToken);
+            Lz4MemoryWriter.Write(PathOf("memory"), PathOf("memory.lz4"));
             File.Delete(PathOf("memory"));
         }
 
         foreach (string name in (string[])["state", "root.img", "kernel", "initrd"])
         {
-            File.WriteAllText(PathOf(name), name);
+            File.WriteAllText(PathOf(name), $"{name} of {id}");
         }
 
         var manifest = new SnapshotManifest
