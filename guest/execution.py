@@ -76,7 +76,8 @@ def reseed():
     if "random" in loaded:
         loaded["random"].seed()
     if "numpy.random" in loaded:
-        loaded["numpy.random"].seed()
+        # Without a seed it gathers one by itself, which takes emulated code milliseconds.
+        loaded["numpy.random"].seed(list(memoryview(os.urandom(32)).cast("I")))
     if "tempfile" in loaded:
         loaded["tempfile"]._name_sequence = None
     if "uuid" in loaded:
