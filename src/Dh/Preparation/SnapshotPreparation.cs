@@ -214,7 +214,7 @@ public static class SnapshotPreparation
             report("booting", attempt == 1 ? $"{machine.MemoryMib} MiB, {machine.Cpus} CPUs, {machine.Accelerator}" : $"attempt {attempt} of {BootAttempts}");
             try
             {
-                StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
+                _ = StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
                 await using var vmm = await driver.BootAsync(
                     machine,
                     memory,

@@ -27,12 +27,14 @@ public sealed class Sandbox : ISandbox
     private readonly string _name;
     private readonly IVmm _vmm;
     private readonly PageServer? _pageServer;
+    private readonly string? _staleRuns;
     private Socket? _guest; // the VMM's
     private GuestSession? _session;
 
-    private Sandbox(Snapshot snapshot, FileLock lease, string name, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, string? notice)
+    private Sandbox(Snapshot snapshot, FileLock lease, string name, IVmm vmm, PageServer? pageServer, MemoryPolicy policy, string? notice, string? staleRuns)
     {
         _name = name;
+        _staleRuns = staleRuns;
         Snapshot = snapshot;
         _lease = lease;
         _vmm = vmm;
@@ -91,7 +93,8 @@ public sealed class Sandbox : ISandbox
         {
             var (memory, notice) = MemoryChoice.Of(snapshot, driver, options.MemoryPolicy);
             var policy = MemoryPolicy.File;
-            StaleRunDirectories.Remove(DhHome.EnsurePrivate(options.Home.RunDirectory));
+            string runs = DhHome.EnsurePrivate(options.Home.RunDirectory);
+            string? staleRuns = StaleRunDirectories.Remove(runs) ? null : runs;
             string name = Guid.NewGuid().ToString("N");
             vmm = await driver.RestoreAsync(snapshot.Machine, memory, snapshot.StatePath, VmmOptions(name, options), cancellationToken).ConfigureAwait(false);
             if (memory is MemoryBackend.Uffd)
@@ -109,7 +112,7 @@ public sealed class Sandbox : ISandbox
                 });
             }
 
-            sandbox = new Sandbox(snapshot, lease, name, vmm, pageServer, policy, notice);
+            sandbox = new Sandbox(snapshot, lease, name, vmm, pageServer, policy, notice, staleRuns);
             await sandbox.StartAsync(driver, options, cancellationToken).ConfigureAwait(false);
             sandbox.RestoreTime = Stopwatch.GetElapsedTime(start);
             RestoreLog.Append(options.Home, snapshot.Manifest.Id, new PastRestore(DateTimeOffset.UtcNow, policy.ToString().ToLowerInvariant(), sandbox.RestoreTime));
@@ -181,6 +184,10 @@ public sealed class Sandbox : ISandbox
     {
         _session?.Dispose();
         await EndAsync(_vmm, _pageServer, _lease).ConfigureAwait(false);
+        if (Directory.Exists(_staleRuns))
+        {
+            _ = StaleRunDirectories.Remove(_staleRuns); // what was still ending when this began has ended by now
+        }
     }
 
     private static async Task EndAsync(IVmm? vmm, PageServer? pageServer, FileLock lease)

@@ -12,20 +12,22 @@ internal static class StaleRunDirectories
 
     /// <summary>Removes them. Launchers hold the parent's lock shared while they make a directory and lock it.</summary>
     /// <param name="parent">The directory that holds the run directories.</param>
-    public static void Remove(string parent)
+    /// <returns>Whether all that could be removed was; not, for example, while a machine whose launcher was killed just now is still ending.</returns>
+    public static bool Remove(string parent)
     {
         var directories = Directory.GetDirectories(parent);
         if (directories.Length == 0)
         {
-            return;
+            return true;
         }
 
         using var sweep = FileLock.TryAcquire(Path.Combine(parent, LockName));
         if (sweep is null)
         {
-            return; // a launcher is at work, or another sweep: the next run looks again
+            return false; // a launcher is at work, or another sweep
         }
 
+        bool complete = true;
         foreach (string directory in directories)
         {
             try
@@ -39,8 +41,11 @@ internal static class StaleRunDirectories
             }
             catch (Exception e) when (e is LinuxException or IOException)
             {
-                // Its launcher removed it in between, or its machine is still ending: the next run looks again.
+                // Its launcher removed it in between, or its machine is still ending.
+                complete = false;
             }
         }
+
+        return complete;
     }
 }

@@ -1,3 +1,6 @@
+using System.Diagnostics;
+using Dh.Linux;
+
 namespace Dh.IntegrationTests.Guests;
 
 /// <summary>However a run ends, nothing of it is left.</summary>
@@ -25,6 +28,30 @@ public sealed class EndingTests(PreparedHome prepared)
         using var own = new OwnHome(prepared);
         Assert.Equal(0, (await own.Dh.ExecAsync("1")).ExitCode);
         await own.AssertNothingLeftAsync("a normal end");
+    }
+
+    [Fact]
+    public async Task What_it_cannot_remove_of_a_dead_run_when_it_begins_it_removes_when_it_ends()
+    {
+        using var own = new OwnHome(prepared);
+        string runs = DhHome.EnsurePrivate(new DhHome(own.Dh.Home).RunDirectory), dead = Path.Combine(runs, "dead");
+        Directory.CreateDirectory(dead);
+        Process process;
+        using (FileLock.TryAcquire(Path.Combine(runs, ".lock"), shared: true)) // as a launcher has it that makes its directory
+        {
+            process = own.Dh.Start(["exec", "-c", "print('started', flush=True); input()"]);
+            Assert.Equal("started", await process.StandardOutput.ReadLineAsync(TestContext.Current.CancellationToken));
+            Assert.True(Directory.Exists(dead));
+        }
+
+        using (process)
+        {
+            await process.StandardInput.WriteLineAsync();
+            await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+            Assert.Equal(0, process.ExitCode);
+        }
+
+        await own.AssertNothingLeftAsync("a run beside a dead one");
     }
 
     [Fact]
