@@ -22,7 +22,7 @@ internal static class HogBenchmark
         int count = int.Parse(Environment.GetEnvironmentVariable("HOG_COUNT") ?? "200", CultureInfo.InvariantCulture);
         var report = new PromiseReport(
             "A hog in the pool", $"{count} pooled runs of `print('hello')`, one after the other, a pool of {Size}, {Environment.ProcessorCount} CPUs; beside them one run that takes all that it can get. Made by `Dh.Benchmarks hog`.");
-        await using (await BenchmarkPool.StartAsync(Size))
+        await using (await BenchmarkPool.StartAsync(Size, "--template", "python"))
         {
             Measure(count / 10);
             double[] usual = Measure(count);
@@ -47,7 +47,7 @@ internal static class HogBenchmark
     }
 
     private static double[] Measure(int count) =>
-        [.. Enumerable.Range(0, count).Select(_ => ExecBenchmark.Run(ExecBenchmark.Dh, ["exec", "-c", "print('hello')"], BenchmarkPool.Environment).Milliseconds).Order()];
+        [.. Enumerable.Range(0, count).Select(_ => ExecBenchmark.Run(ExecBenchmark.Dh, ["exec", "--template", "python", "-c", "print('hello')"], BenchmarkPool.Environment).Milliseconds).Order()];
 
     private static double At(double[] sorted, double part) => sorted[(int)Math.Min(sorted.Length - 1, sorted.Length * part)];
 

@@ -25,7 +25,7 @@ internal static class PoolBenchmark
     private const int DeephavenSize = 2;
     private const double MaximalDeephavenMs = 25;
     private static readonly TimeSpan ThroughputTime = TimeSpan.FromSeconds(15);
-    private static readonly string[] Hello = ["exec", "-c", "print('hello')"];
+    private static readonly string[] Hello = ["exec", "--template", "python", "-c", "print('hello')"];
     private static readonly ExecutionRequest HelloRequest = new() { Source = "print('hello')" };
     private static readonly SandboxOptions Options = new();
 
@@ -37,7 +37,7 @@ internal static class PoolBenchmark
         var pooled = new List<double>();
         var library = new List<double>();
         double handOutMs, perSecond;
-        await using (await BenchmarkPool.StartAsync(Size))
+        await using (await BenchmarkPool.StartAsync(Size, "--template", "python"))
         {
             for (int round = -2; round < Rounds; round++)
             {

@@ -37,12 +37,12 @@ internal static class SoakBenchmark
         var times = new ConcurrentBag<double>();
         var parts = new List<(int Descriptors, long AnonymousKib, int Directories)>();
         double seconds;
-        await using (await BenchmarkPool.StartAsync(Size))
+        await using (await BenchmarkPool.StartAsync(Size, "--template", "python"))
         {
             CompareClones(report);
         }
 
-        await using (await BenchmarkPool.StartAsync(Size))
+        await using (await BenchmarkPool.StartAsync(Size, "--template", "python"))
         {
             int daemon = (await BenchmarkPool.StatusAsync()).GetProperty("process_id").GetInt32();
             long start = Stopwatch.GetTimestamp();
@@ -53,7 +53,7 @@ internal static class SoakBenchmark
                 {
                     while (Interlocked.Decrement(ref left) >= 0)
                     {
-                        times.Add(ExecBenchmark.Run(ExecBenchmark.Dh, ["exec", "-c", "print('hello')"], BenchmarkPool.Environment).Milliseconds);
+                        times.Add(ExecBenchmark.Run(ExecBenchmark.Dh, ["exec", "--template", "python", "-c", "print('hello')"], BenchmarkPool.Environment).Milliseconds);
                     }
                 })));
                 await BenchmarkPool.WaitReadyAsync(Size);
@@ -88,7 +88,7 @@ internal static class SoakBenchmark
         double error = 0, uncertainty = 0;
         Parallel.For(0, Clones, new ParallelOptions { MaxDegreeOfParallelism = Clients }, _ =>
         {
-            using var run = Program.Start(["exec", "-c", CloneCode]);
+            using var run = Program.Start(["exec", "--template", "python", "-c", CloneCode]);
             lines.Add(ReadLine(run).Split(' '));
             (double least, double most) = (double.NegativeInfinity, double.PositiveInfinity);
             for (int exchange = 0; exchange < ClockExchanges; exchange++)
