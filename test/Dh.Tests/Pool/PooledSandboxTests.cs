@@ -4,7 +4,6 @@ using Dh.Pool;
 using Dh.Sandboxes;
 using Dh.Snapshots;
 using Dh.TestSupport;
-using Dh.Tests.Snapshots;
 
 namespace Dh.Tests.Pool;
 
