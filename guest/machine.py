@@ -39,8 +39,10 @@ class Machine:
         os.pwrite(self._machine_id, machine_id.encode() + b"\n", 0)
         os.pwrite(self._boot_id, boot_id.encode() + b"\n", 0)
 
-    def correct_clock(self, wall_clock_ns, tolerance_ns=1_000_000):
-        if abs(time.time_ns() - wall_clock_ns) > tolerance_ns:
+    def correct_clock(self, wall_clock_ns, tolerance_ns=1_000_000, latest_ns=5_000_000_000):
+        """The host's time when it sent this, which may have been a while ago: a clock behind it is wrong, one that is
+        somewhat ahead is the better one."""
+        if not -tolerance_ns < time.time_ns() - wall_clock_ns < latest_ns:
             time.clock_settime_ns(time.CLOCK_REALTIME, wall_clock_ns)
 
     # Runs: all of a run's processes are in one cgroup, which is empty between two runs
