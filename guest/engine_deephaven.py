@@ -52,7 +52,6 @@ class Engine:
         self._control = control
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._listener = None
-        self._has_entropy = False  # of this clone's own, in the kernel's generator
         start_server(settings["jvm_args"])
         import deephaven
         import jpy
@@ -108,8 +107,7 @@ class Engine:
             sys.exit()  # the runner has ended
         jobs, report = self._get_ready(*descriptors)
         self._java_random.look_around()
-        if self._has_entropy:
-            self._reseed()
+        self._reseed()  # for good if the host has said hello
         rehearsal = Rehearsal()
         listeners = [] if self._listener is None else [self._listener]
         socket.send_fds(self._control, [b"child %d" % os.getpid()], listeners)
@@ -120,11 +118,10 @@ class Engine:
             while not (job := read_message(jobs)):
                 rehearsal.run_once()
                 self._reseed()  # for practice: the kernel may not have its entropy yet
-            if not self._has_entropy:
+            is_copy, show_tables, *job = marshal.loads(job)
+            if is_copy:
                 self._reseed()
-                self._has_entropy = True  # there is no code before the host's hello
             self._restore_hook.run()
-            show_tables, *job = marshal.loads(job)
             code, result_repr, error = self._run(module, *job)
             if show_tables:
                 tables = self._tables(module)

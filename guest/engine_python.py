@@ -56,13 +56,11 @@ def main():
     gc.collect()
     gc.freeze()  # a child's collector leaves these objects alone, and so their pages
     control.send(b"ready " + sys.version.split()[0].encode())
-    has_entropy = False
     while True:
         _, descriptors, _, _ = socket.recv_fds(control, 16, 5)
         if not descriptors:
             return  # the runner has ended
-        fork_child(control, descriptors, has_entropy)
-        has_entropy = True  # the next one is forked when this one has run code, which it does after the host's hello only
+        fork_child(control, descriptors)
 
 
 def warm_up():
@@ -95,11 +93,11 @@ def warm_up():
     reseed()  # OpenSSL sets up its generator at first use, which takes emulated code long
 
 
-def fork_child(control, descriptors, has_entropy):
+def fork_child(control, descriptors):
     between = os.fork()
     if between == 0:
         if os.fork() == 0:
-            child(control, descriptors, has_entropy)
+            child(control, descriptors)
         os._exit(0)
     for descriptor in descriptors:
         os.close(descriptor)
@@ -107,8 +105,8 @@ def fork_child(control, descriptors, has_entropy):
     control.send(b"forked")
 
 
-def child(control, descriptors, has_entropy):
-    """From the fork to the end of one run. `has_entropy`: the kernel's generator is this clone's own already."""
+def child(control, descriptors):
+    """From the fork to the end of one run."""
     try:
         jobs, report, listener, rehearsal = get_ready(*descriptors)
     except BaseException:
@@ -125,10 +123,10 @@ def child(control, descriptors, has_entropy):
             while not (job := read_message(jobs)):  # none yet: but the machine has been restored, and there will be one
                 rehearsal.run_once()
                 reseed()  # for practice: the kernel may not have its entropy yet
-            if not has_entropy:
+            is_copy, _, *job = marshal.loads(job)  # there are no tables to show
+            if is_copy:
                 reseed()
             _restore_hook.run()
-            _, *job = marshal.loads(job)  # there are no tables to show
             code, result_repr, error = run(module, *job)
         except KeyboardInterrupt as interrupt:  # a cancel that came before the code
             code, result_repr, error = failure(interrupt)
@@ -151,7 +149,7 @@ def get_ready(stdin, stdout, stderr, jobs, report):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     rehearsal = Rehearsal()
     rehearsal.run_once()  # writes to the pages that a run writes to: their copies are made before the snapshot
-    reseed()  # the same, and for good if the kernel has its entropy
+    reseed()  # the same, and for good if the host has said hello
     return jobs, report, stdin_demand.install(), rehearsal
 
 

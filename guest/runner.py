@@ -30,7 +30,7 @@ import stdin_demand  # noqa: E402
 from channel import Channel, Gone, Malformed  # noqa: E402
 from machine import Machine  # noqa: E402
 
-PROTOCOL = 1
+PROTOCOL = 2
 PORT_NAME = "dh.channel"
 VSOCK_PORT = 25_704  # 0x6468, "dh"
 DEVICE_WAIT_S = 10
@@ -103,9 +103,10 @@ class Writer:
 class Run:
     """One exec: from the fork of its process, long before its code is known, to the end of that process."""
 
-    def __init__(self, engine, in_place):
-        """Has the engine fork the process, or become it."""
-        self.in_place = in_place
+    def __init__(self, engine, in_place, hello):
+        """Has the engine fork the process, or become it. `hello`: the number of the last one, whose entropy is in what the
+        process draws."""
+        self.in_place, self.hello = in_place, hello
         stdin, to_stdin = os.pipe()
         self.stdout, stdout = os.pipe()
         self.stderr, stderr = os.pipe()
@@ -190,9 +191,10 @@ class Runner:
         self._machine = Machine()
         self._epoll = select.epoll()
         self._handlers = {}  # by descriptor; called with it, and with what epoll says of it
-        self._requests = {"hello": self._hello, "exec": self._exec, "stdin": self._stdin, "cancel": self._cancel}
+        self._requests = {"hello": self._hello, "clock": self._clock, "exec": self._exec, "stdin": self._stdin, "cancel": self._cancel}
         self._asleep = False  # no host has been heard of since `ready`
         self._greeted = False
+        self._hellos = 0  # the rehearsal's, and that of each host; a restored machine hears of a new one
         self._next = None  # the run whose process waits for code
         self._run = None
         self._postponed = []  # frames for a run whose process is not ready yet
@@ -364,7 +366,17 @@ class Runner:
             raise Refused("hello: boot_id is not a UUID")
         self._machine.refresh(wall_clock_ns, entropy, hostname, machine_id, boot_id)
         self._greeted = True
+        self._hellos += 1
         self._send(f'{{"type":"hello","protocol":{PROTOCOL},"wall_clock_ns":{time.time_ns()}}}'.encode(), urgent=True)
+
+    def _clock(self, header, _):
+        if not self._greeted:
+            raise Refused("clock before hello")
+        wall_clock_ns = header.get("wall_clock_ns")
+        if type(wall_clock_ns) is not int or wall_clock_ns <= 0:
+            raise Refused("clock: wall_clock_ns is not a time")
+        self._machine.correct_clock(wall_clock_ns)
+        self._send(f'{{"type":"clock","wall_clock_ns":{time.time_ns()}}}'.encode(), urgent=True)
 
     def _exec(self, header, source):
         if not self._greeted:
@@ -379,7 +391,8 @@ class Runner:
             return
         self._machine.correct_clock(header["wall_clock_ns"])
         run, self._run, self._next = self._next, self._next, None
-        run.begin(header["id"], job)
+        # The process was perhaps forked before the snapshot was taken: then other clones have the same one.
+        run.begin(header["id"], marshal.dumps((run.hello != self._hellos, *job)))
         self._write(run, run.job)
         if self._output_paused:
             self._watch_output(run)
@@ -415,7 +428,7 @@ class Runner:
     def _fork(self):
         # While this lasts, orphans come to the runner: so the child becomes its own. All others are for init to reap.
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._next = Run(self._engine, self._engine_name in IN_PLACE)
+        self._next = Run(self._engine, self._engine_name in IN_PLACE, self._hellos)
 
     def _on_engine(self, *_):
         message, descriptors, _, _ = socket.recv_fds(self._engine, 64, 1)
@@ -604,7 +617,7 @@ def make_job(header, source):
     for name in env:
         if not name or "=" in name:
             raise Refused("exec: env has an impossible name")
-    return marshal.dumps((header.get("show_tables") is True, mode, filename, argv, env, header.get("show_result") is True, source))
+    return header.get("show_tables") is True, mode, filename, argv, env, header.get("show_result") is True, source
 
 
 def read_report(data, limit):

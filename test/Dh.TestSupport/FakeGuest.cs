@@ -8,10 +8,10 @@ namespace Dh.TestSupport;
 public sealed class FakeGuest : FakePeer
 {
     /// <summary>What a connection over vsock begins with.</summary>
-    public const string Ready = """{"type": "ready", "protocol": 1, "engine": "python", "engine_version": "3.11.2"}""";
+    public const string Ready = """{"type": "ready", "protocol": 2, "engine": "python", "engine_version": "3.11.2"}""";
 
-    /// <summary>The right answer to the host's hello.</summary>
-    public const string Hello = """{"type": "hello", "protocol": 1, "wall_clock_ns": 1}""";
+    /// <summary>The right answer to the host's hello, of a guest whose clock (in the year 2100) is not behind.</summary>
+    public const string Hello = """{"type": "hello", "protocol": 2, "wall_clock_ns": 4102444800000000000}""";
 
     /// <summary>A run that went well.</summary>
     public static string Result(long id = 1) => $$"""{"type": "result", "id": {{id}}, "outcome": "exited", "exit_code": 0, "run_ms": 1.5}""";

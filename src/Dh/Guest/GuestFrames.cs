@@ -43,6 +43,8 @@ internal sealed record GuestHeader
 
 internal sealed record HelloHeader(string Type, int Protocol, long WallClockNs, string Hostname, string MachineId, string BootId);
 
+internal sealed record ClockHeader(string Type, long WallClockNs);
+
 internal sealed record ExecHeader(
     string Type, long Id, string Mode, string Filename, IReadOnlyList<string> Argv, IReadOnlyDictionary<string, string> Env, long WallClockNs, bool ShowResult, bool ShowTables);
 
@@ -53,6 +55,7 @@ internal sealed record CancelHeader(string Type, long Id, int GraceMs);
 [JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, MaxDepth = 8)]
 [JsonSerializable(typeof(GuestHeader))]
 [JsonSerializable(typeof(HelloHeader))]
+[JsonSerializable(typeof(ClockHeader))]
 [JsonSerializable(typeof(ExecHeader))]
 [JsonSerializable(typeof(StdinHeader))]
 [JsonSerializable(typeof(CancelHeader))]

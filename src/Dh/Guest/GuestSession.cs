@@ -19,7 +19,7 @@ namespace Dh.Guest;
 internal sealed class GuestSession(Socket socket) : IDisposable
 {
     /// <summary>The protocol that this build speaks (docs/guest-protocol.md).</summary>
-    public const int ProtocolVersion = 1;
+    public const int ProtocolVersion = 2;
 
     /// <summary>How long interrupted code may clean up before it is killed in the guest.</summary>
     public static readonly TimeSpan InterruptGrace = TimeSpan.FromSeconds(2);
@@ -27,6 +27,13 @@ internal sealed class GuestSession(Socket socket) : IDisposable
     /// <summary>How long the runner may take beyond the grace to report the end: then the sandbox is broken.</summary>
     private static readonly TimeSpan InterruptMargin = TimeSpan.FromSeconds(5);
 
+    /// <summary>How far behind the host's a guest's clock may be.</summary>
+    private static readonly TimeSpan ClockTolerance = TimeSpan.FromMilliseconds(10);
+
+    /// <summary>How far behind it may be when code is about to come, which brings the time once more.</summary>
+    private static readonly TimeSpan HelloTolerance = TimeSpan.FromMilliseconds(50);
+
+    private const int MaxClockExchanges = 16;
     private const int EntropyBytes = 256;
     private const int MaxCredit = 64 * 1024;
     private const int MaxUnusedCredits = 64;
@@ -93,7 +100,38 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         string id = Convert.ToHexStringLower(Entropy.GetBytes(16));
         var hello = new HelloHeader("hello", ProtocolVersion, WallClockNs(), $"dh-{id[..12]}", id, Guid.NewGuid().ToString());
         await _channel.WriteAsync(hello, GuestJson.Default.HelloHeader, Entropy.GetBytes(EntropyBytes), cancellationToken).ConfigureAwait(false);
-        await ExpectAsync("hello", timeLimit, cancellationToken).ConfigureAwait(false);
+        var answer = await ExpectAsync("hello", timeLimit, cancellationToken).ConfigureAwait(false);
+        _state = State.Greeted;
+        if (IsBehind(answer, HelloTolerance))
+        {
+            await CorrectClockAsync(timeLimit, cancellationToken).ConfigureAwait(false);
+        }
+    }
+
+    /// <summary>
+    /// Brings the guest's clock forward to the host's. A guest that waits for a processor takes the time late, and its clock stays behind by as
+    /// much; its answer says by how much at most, and it is told again until that is little, or often enough.
+    /// </summary>
+    /// <param name="timeLimit">At most this long for each answer.</param>
+    /// <param name="cancellationToken">Gives up; the session is broken then.</param>
+    /// <exception cref="DhException">The guest did not answer in time, or wrongly.</exception>
+    /// <exception cref="InvalidOperationException">The guest was not greeted, or runs something.</exception>
+    public async Task CorrectClockAsync(TimeSpan timeLimit, CancellationToken cancellationToken)
+    {
+        if (_state != State.Greeted)
+        {
+            throw new InvalidOperationException($"A guest's clock is corrected when it was greeted and runs nothing; it is {_state}.");
+        }
+
+        _state = State.Broken; // until it has answered
+        GuestHeader answer;
+        int exchanges = 0;
+        do
+        {
+            await _channel.WriteAsync(new ClockHeader("clock", WallClockNs()), GuestJson.Default.ClockHeader, default, cancellationToken).ConfigureAwait(false);
+            answer = await ExpectAsync("clock", timeLimit, cancellationToken).ConfigureAwait(false);
+        }
+        while (++exchanges < MaxClockExchanges && IsBehind(answer, ClockTolerance));
         _state = State.Greeted;
     }
 
@@ -164,6 +202,10 @@ internal sealed class GuestSession(Socket socket) : IDisposable
     /// <summary>Waits no more for a task, and observes its failure.</summary>
     private static void LeaveBehind(Task task) =>
         _ = task.ContinueWith(static task => task.Exception, CancellationToken.None, TaskContinuationOptions.OnlyOnFaulted, TaskScheduler.Default);
+
+    /// <summary>Whether the guest's clock may be behind this host's by more than is tolerable. It is never before it.</summary>
+    private bool IsBehind(GuestHeader answer, TimeSpan tolerance) =>
+        WallClockNs() - (answer.WallClockNs ?? throw Break($"its `{answer.Type}` has no wall_clock_ns")) > tolerance.Ticks * 100;
 
     private static long WallClockNs() => (DateTimeOffset.UtcNow - DateTimeOffset.UnixEpoch).Ticks * 100;
 
@@ -291,7 +333,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
                 throw Break($"`{Untrusted.OneLine(header.Type)}` instead of `{type}`");
             }
 
-            return header.Protocol == ProtocolVersion
+            return type == "clock" || header.Protocol == ProtocolVersion
                 ? header
                 : throw Break($"it speaks version {header.Protocol}, this dh {ProtocolVersion}: run `dh vm prepare --force`");
         }

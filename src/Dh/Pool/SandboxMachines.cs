@@ -99,6 +99,7 @@ internal sealed class SandboxMachines(SandboxOptions options) : IPoolMachines
                 }
             }
 
+            await sandbox.CorrectClockAsync(cancellationToken).ConfigureAwait(false);
             owner.Measured(ResidentBytes(sandbox.VmmProcessId));
         }
 

@@ -30,6 +30,17 @@ public sealed class CloneTests(PreparedHome prepared)
     }
 
     [Fact]
+    public async Task Clones_that_were_busy_before_the_hello_share_nothing_either()
+    {
+        string[][] lines =
+        [
+            (await LateHello.RunAsync(prepared.Home, "python", CloneGenerators.Code, TestContext.Current.CancellationToken)).Trim().Split(' '),
+            (await LateHello.RunAsync(prepared.Home, "python", CloneGenerators.Code, TestContext.Current.CancellationToken)).Trim().Split(' '),
+        ];
+        Assert.Empty(CloneGenerators.Alike(lines));
+    }
+
+    [Fact]
     public async Task A_sandbox_runs_several_times_and_leaves_nothing()
     {
         var snapshot = new SnapshotStore(prepared.Home).FindNewest("python")!;

@@ -11,6 +11,18 @@ namespace Dh.IntegrationTests.Guests;
 [Collection(DeephavenCollection.Name)]
 public sealed class DeephavenTests
 {
+    /// <summary>Prints 13 numbers and names that no two clones may have in common, and the time.</summary>
+    private const string CloneCode = """
+        import os, random, socket, time, uuid
+        import jpy, numpy
+        java = lambda name: jpy.get_type('java.' + name)
+        print(os.urandom(8).hex(), random.random(), uuid.uuid4(), numpy.random.random(), numpy.random.default_rng().random(), socket.gethostname(), sep='\n')
+        print(java('security.SecureRandom')().nextLong(), java('lang.Math').random(), java('util.concurrent.ThreadLocalRandom').current().nextLong(), sep='\n')
+        print(java('util.SplittableRandom')().nextLong(), java('util.Random')().nextLong(), java('util.UUID').randomUUID().toString(), sep='\n')
+        print(empty_table(1).update(['R = random()']).j_table.getColumnSource('R').getDouble(0))
+        print(time.time())
+        """;
+
     private const string Preview = "         x\n----------\n         0\n         1\n         2\n         3\n         4\n";
 
     private readonly DhProgram _dh;
@@ -143,22 +155,21 @@ public sealed class DeephavenTests
     [Fact]
     public async Task Clones_share_neither_random_numbers_nor_the_clock_of_the_snapshot()
     {
-        const string code = """
-            import os, random, socket, time, uuid
-            import jpy, numpy
-            java = lambda name: jpy.get_type('java.' + name)
-            print(os.urandom(8).hex(), random.random(), uuid.uuid4(), numpy.random.random(), numpy.random.default_rng().random(), socket.gethostname(), sep='\n')
-            print(java('security.SecureRandom')().nextLong(), java('lang.Math').random(), java('util.concurrent.ThreadLocalRandom').current().nextLong(), sep='\n')
-            print(java('util.SplittableRandom')().nextLong(), java('util.Random')().nextLong(), java('util.UUID').randomUUID().toString(), sep='\n')
-            print(empty_table(1).update(['R = random()']).j_table.getColumnSource('R').getDouble(0))
-            print(time.time())
-            """;
-        var results = await Task.WhenAll(Enumerable.Range(0, 4).Select(_ => ExecAsync(code)));
+        var results = await Task.WhenAll(Enumerable.Range(0, 4).Select(_ => ExecAsync(CloneCode)));
         double now = DateTimeOffset.UtcNow.ToUnixTimeMilliseconds() / 1000.0;
         string[][] lines = [.. results.Select(result => result.Output.Split('\n', StringSplitOptions.RemoveEmptyEntries))];
         Assert.All(lines, clone => Assert.Equal(14, clone.Length));
         Assert.All(Enumerable.Range(0, 13), i => Assert.Equal(4, lines.Select(clone => clone[i]).Distinct().Count()));
         Assert.All(lines, clone => Assert.InRange(double.Parse(clone[13], System.Globalization.CultureInfo.InvariantCulture), now - 60, now + 1));
+    }
+
+    [Fact]
+    public async Task Clones_that_were_busy_before_the_hello_share_no_random_numbers_either()
+    {
+        string[] first = (await LateHello.RunAsync(new DhHome(_dh.Home), "deephaven", CloneCode, TestContext.Current.CancellationToken)).Split('\n');
+        string[] second = (await LateHello.RunAsync(new DhHome(_dh.Home), "deephaven", CloneCode, TestContext.Current.CancellationToken)).Split('\n');
+        Assert.Equal((15, 15), (first.Length, second.Length));
+        Assert.All(Enumerable.Range(0, 14), i => Assert.NotEqual(first[i], second[i]));
     }
 
     [Fact]

@@ -14,7 +14,7 @@ import traceback
 
 TIME_LIMIT_S = 60
 HELLO = {
-    "type": "hello", "protocol": 1, "wall_clock_ns": time.time_ns(), "hostname": "h", "machine_id": "0" * 32,
+    "type": "hello", "protocol": 2, "wall_clock_ns": time.time_ns(), "hostname": "h", "machine_id": "0" * 32,
     "boot_id": "00000000-0000-0000-0000-000000000000",
 }
 

@@ -96,14 +96,14 @@ public sealed class GuestSessionTests : IDisposable
     [Fact(Timeout = TestLimitMs)]
     public async Task Another_protocol_version_says_what_to_do()
     {
-        await _guest.SayFrameAsync("""{"type": "hello", "protocol": 2}""");
-        Assert.Equal("The guest broke its protocol: it speaks version 2, this dh 1: run `dh vm prepare --force`.", await GreetingFailsAsync());
+        await _guest.SayFrameAsync("""{"type": "hello", "protocol": 1}""");
+        Assert.Equal("The guest broke its protocol: it speaks version 1, this dh 2: run `dh vm prepare --force`.", await GreetingFailsAsync());
     }
 
     [Fact(Timeout = TestLimitMs)]
     public async Task A_connection_may_begin_with_ready_but_only_begin()
     {
-        const string ready = """{"type": "ready", "protocol": 1, "engine": "python", "engine_version": "3.11.2"}""";
+        const string ready = """{"type": "ready", "protocol": 2, "engine": "python", "engine_version": "3.11.2"}""";
         await _guest.SayFrameAsync(ready);
         await _guest.SayFrameAsync(ready);
         Assert.Equal("The guest broke its protocol: `ready` instead of `hello`.", await GreetingFailsAsync());
@@ -112,7 +112,7 @@ public sealed class GuestSessionTests : IDisposable
     [Fact(Timeout = TestLimitMs)]
     public async Task A_guest_that_begins_with_ready_is_greeted()
     {
-        await _guest.SayFrameAsync("""{"type": "ready", "protocol": 1, "engine": "python", "engine_version": "3.11.2"}""");
+        await _guest.SayFrameAsync("""{"type": "ready", "protocol": 2, "engine": "python", "engine_version": "3.11.2"}""");
         await GreetAsync();
     }
 
@@ -143,7 +143,7 @@ public sealed class GuestSessionTests : IDisposable
     [InlineData("""{"type": "stdout"}""", "a `stdout` for request  while 1 runs")]
     [InlineData("""{"type": "result", "id": 2, "outcome": "exited", "exit_code": 0}""", "a `result` for request 2 while 1 runs")]
     [InlineData("""{"type": "no-such-type", "id": 1}""", "an unexpected `no-such-type`")]
-    [InlineData("""{"type": "hello", "id": 1, "protocol": 1}""", "an unexpected `hello`")]
+    [InlineData("""{"type": "hello", "id": 1, "protocol": 2}""", "an unexpected `hello`")]
     [InlineData("""{"type": "\u001b[2J\n", "id": 1}""", "an unexpected ` [2J `")]
     [InlineData("""{"type": "error", "message": "no\u001b[2J\nway"}""", "it refused the code: no [2J way")]
     [InlineData("""{"type": "stdin-credit", "id": 1}""", "an unexpected `stdin-credit`")]
@@ -303,6 +303,47 @@ public sealed class GuestSessionTests : IDisposable
         Assert.Equal(ExecutionOutcome.Timeout, (await _session.ExecuteAsync(request, new CapturedText(), Cancellation)).Outcome);
     }
 
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_guest_that_has_taken_the_hello_late_is_told_the_time_again_until_it_is_right()
+    {
+        var greeted = _session.GreetAsync(AnswerLimit, Cancellation);
+        await _guest.HearFrameAsync();
+        await _guest.SayFrameAsync(Clock("hello", TimeSpan.FromSeconds(-1)));
+        Assert.Equal("clock", (await _guest.HearFrameAsync()).Type);
+        await _guest.SayFrameAsync(Clock("clock", TimeSpan.FromSeconds(-0.5)));
+        Assert.Equal("clock", (await _guest.HearFrameAsync()).Type);
+        await _guest.SayFrameAsync(Clock("clock", TimeSpan.FromSeconds(1)));
+        await greeted;
+        Assert.Equal(0, _session.HandOver());
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_guest_whose_clock_stays_behind_is_told_sixteen_times()
+    {
+        await GreetAsync();
+        var corrected = _session.CorrectClockAsync(AnswerLimit, Cancellation);
+        for (int i = 0; i < 16; i++)
+        {
+            Assert.Equal("clock", (await _guest.HearFrameAsync()).Type);
+            await _guest.SayFrameAsync(Clock("clock", TimeSpan.FromDays(-1)));
+        }
+
+        await corrected;
+        Assert.Equal(0, _session.HandOver());
+    }
+
+    [Theory(Timeout = TestLimitMs)]
+    [InlineData("{\"type\": \"clock\"}", "its `clock` has no wall_clock_ns")]
+    [InlineData("{\"type\": \"hello\", \"protocol\": 2}", "`hello` instead of `clock`")]
+    public async Task A_wrong_answer_to_the_time_breaks_the_session(string answer, string what)
+    {
+        await GreetAsync();
+        await _guest.SayFrameAsync(answer);
+        var failure = await Assert.ThrowsAsync<DhException>(() => _session.CorrectClockAsync(AnswerLimit, Cancellation));
+        Assert.Equal($"The guest broke its protocol: {what}.", failure.Message);
+        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.CorrectClockAsync(AnswerLimit, Cancellation));
+    }
+
     public void Dispose()
     {
         _session.Dispose();
@@ -310,6 +351,9 @@ public sealed class GuestSessionTests : IDisposable
     }
 
     private static CancellationToken Cancellation => TestContext.Current.CancellationToken;
+
+    private static string Clock(string type, TimeSpan ahead) =>
+        $$"""{"type": "{{type}}", "protocol": 2, "wall_clock_ns": {{(DateTimeOffset.UtcNow + ahead - DateTimeOffset.UnixEpoch).Ticks * 100}}}""";
 
     private async Task GreetAsync()
     {
