@@ -15,15 +15,18 @@ internal sealed class PoolConnection : IDisposable
 
     private PoolConnection(Socket socket) => _socket = socket;
 
-    /// <summary>Connects.</summary>
+    /// <summary>Connects, and sends a request.</summary>
     /// <param name="path">The pool's socket.</param>
+    /// <param name="request">What the daemon is asked; nothing more is said to it.</param>
     /// <returns>Null when nobody listens there, or somebody else's process does.</returns>
-    public static PoolConnection? TryConnect(string path)
+    public static PoolConnection? TryAsk(string path, PoolRequest request)
     {
         if (!File.Exists(path))
         {
             return null;
         }
+
+        byte[] packet = JsonSerializer.SerializeToUtf8Bytes(request, PoolJson.Default.PoolRequest); // before the daemon waits for it
 
         // The limit is for a daemon that accepts nobody any more: the kernel would keep a client waiting for ever.
         var socket = new Socket(AddressFamily.Unix, SocketType.Seqpacket, ProtocolType.Unspecified) { SendTimeout = (int)AnswerLimit.TotalMilliseconds };
@@ -32,6 +35,7 @@ internal sealed class PoolConnection : IDisposable
             PoolFiles.WithShortPath(path, shortPath => socket.Connect(new UnixDomainSocketEndPoint(shortPath)));
             if (UnixSockets.GetPeerCredentials(socket.SafeHandle).Uid == UnixSockets.CurrentUserId)
             {
+                FdPassing.Send(socket.SafeHandle, packet);
                 return new PoolConnection(socket);
             }
         }
@@ -42,21 +46,6 @@ internal sealed class PoolConnection : IDisposable
 
         socket.Dispose();
         return null;
-    }
-
-    /// <summary>Sends a request.</summary>
-    /// <returns>False when the daemon is gone.</returns>
-    public bool TrySend(PoolRequest request)
-    {
-        try
-        {
-            FdPassing.Send(_socket.SafeHandle, JsonSerializer.SerializeToUtf8Bytes(request, PoolJson.Default.PoolRequest));
-            return true;
-        }
-        catch (LinuxException)
-        {
-            return false;
-        }
     }
 
     /// <summary>Waits for the daemon's next answer.</summary>

@@ -35,8 +35,8 @@ public sealed record PoolControl(string SocketPath, PoolStatus Status)
     /// <exception cref="DhException">It did not end in time.</exception>
     public async Task StopAsync()
     {
-        using var connection = PoolConnection.TryConnect(SocketPath);
-        if (connection is null || !connection.TrySend(new PoolRequest { Type = PoolRequest.Stop }))
+        using var connection = PoolConnection.TryAsk(SocketPath, new PoolRequest { Type = PoolRequest.Stop });
+        if (connection is null)
         {
             return; // it has ended
         }
@@ -68,8 +68,8 @@ public sealed record PoolControl(string SocketPath, PoolStatus Status)
 
     private static PoolAnswer? Ask(string path, PoolRequest request)
     {
-        using var connection = PoolConnection.TryConnect(path);
-        return connection is not null && connection.TrySend(request) ? connection.Receive(PoolConnection.AnswerLimit, CancellationToken.None).Answer : null;
+        using var connection = PoolConnection.TryAsk(path, request);
+        return connection?.Receive(PoolConnection.AnswerLimit, CancellationToken.None).Answer;
     }
 
     private static void RemoveDead(string path)

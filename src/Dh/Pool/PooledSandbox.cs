@@ -53,7 +53,9 @@ public sealed class PooledSandbox : ISandbox
         ArgumentNullException.ThrowIfNull(snapshot);
         options ??= new SandboxOptions();
         long start = Stopwatch.GetTimestamp();
-        var connection = PoolConnection.TryConnect(PoolFiles.SocketOf(PoolKind.Of(snapshot, options)));
+        string? isolation = options.RequireIsolation is { } required ? Sandboxes.Isolation.Name(required) : null;
+        var request = new PoolRequest { Type = PoolRequest.Take, Snapshot = snapshot.Manifest.Id, RequireIsolation = isolation };
+        var connection = PoolConnection.TryAsk(PoolFiles.SocketOf(PoolKind.Of(snapshot, options)), request);
         if (connection is null)
         {
             return null;
@@ -62,8 +64,6 @@ public sealed class PooledSandbox : ISandbox
         PooledSandbox? taken = null;
         try
         {
-            string? isolation = options.RequireIsolation is { } required ? Sandboxes.Isolation.Name(required) : null;
-            _ = connection.TrySend(new PoolRequest { Type = PoolRequest.Take, Snapshot = snapshot.Manifest.Id, RequireIsolation = isolation });
             var (answer, channel) = connection.Receive(PoolConnection.AnswerLimit, cancellationToken);
             while (answer is { Type: PoolAnswer.Queued } && Stopwatch.GetElapsedTime(start) < QueueLimit)
             {
