@@ -31,6 +31,9 @@ static const int running[] = {
     SYS_set_robust_list, SYS_rseq, SYS_sched_yield, SYS_gettid, SYS_getpid, SYS_exit, SYS_exit_group,
 };
 
+// What it asks of the descriptor that the device state goes to.
+static const int saving[] = {SYS_getsockopt};
+
 static const int starting[] = {
     // The dynamic loader and the C library.
     SYS_execve, SYS_arch_prctl, SYS_set_tid_address, SYS_prlimit64, SYS_getrandom, SYS_mmap, SYS_mprotect, SYS_uname, SYS_sysinfo, SYS_time,
@@ -155,10 +158,12 @@ void build_start_filter(struct filter *filter)
     answer(filter, SECCOMP_RET_ERRNO | ENOSYS);
 }
 
-void build_late_filter(struct filter *filter, bool kvm, int pid)
+void build_late_filter(struct filter *filter, bool kvm, bool save, int pid)
 {
     begin(filter);
     allow(filter, running, sizeof running / sizeof *running);
+    if (save)
+        allow(filter, saving, sizeof saving / sizeof *saving);
     allow_without(filter, SYS_mmap, 2, PROT_EXEC, SECCOMP_RET_KILL_PROCESS);
     allow_without(filter, SYS_mprotect, 2, PROT_EXEC, SECCOMP_RET_KILL_PROCESS);
     allow_with(filter, SYS_clone, 0, THREAD_FLAGS, SECCOMP_RET_KILL_PROCESS);

@@ -15,10 +15,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static int install(bool kvm)
+static int install(bool kvm, bool save)
 {
     struct filter filter;
-    build_late_filter(&filter, kvm, getpid());
+    build_late_filter(&filter, kvm, save, getpid());
     struct sock_fprog program = {.len = filter.length, .filter = filter.code};
     // Without a launcher nobody has set it; seccomp(2) asks for it.
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
@@ -39,8 +39,9 @@ static void *wait_for_word(void *argument)
         if (length <= 0)
             _exit(EXIT_FAILURE);
         word[length] = '\0';
-        bool kvm = strcmp(word, "lock kvm") == 0;
-        int error = kvm || strcmp(word, "lock tcg") == 0 ? install(kvm) : EPROTO;
+        bool kvm = strncmp(word, "lock kvm", 8) == 0, tcg = strncmp(word, "lock tcg", 8) == 0;
+        bool save = length > 8 && strcmp(word + 8, " save") == 0;
+        int error = (kvm || tcg) && (save || length == 8) ? install(kvm, save) : EPROTO;
         char answer[48];
         int size = error == 0 ? snprintf(answer, sizeof answer, "locked") : snprintf(answer, sizeof answer, "failed %s", strerrorname_np(error));
         ssize_t ignored = write(control, answer, (size_t)size); // dh is gone: the next read says so

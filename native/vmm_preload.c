@@ -1,6 +1,6 @@
 // LD_PRELOADed into QEMU: decides what guest memory is made of. QEMU knows no page server, and its memory-backend-file
 // opens the memory file for writing even with share=off. So it is started with memory-backend-ram, and gets from here,
-// in place of plain anonymous memory, what two groups of variables say:
+// in place of plain anonymous memory, what one of three groups of variables says:
 //
 //   Uffd  DH_HANDSHAKE_FD + DH_USERFAULTFD_FD: the memory is registered with a new userfaultfd, which goes to the page
 //         server on the connected stream socket, byte for byte as Firecracker sends it. The device is opened by dh and
@@ -12,9 +12,10 @@
 //   File  DH_MEMORY_FD: a private mapping of the memory file, opened O_RDONLY; with DH_PREFAULT_FD, a file of pairs of
 //         64-bit numbers (offset, length), those stretches of it are copied while QEMU sets up the machine: what a run is
 //         known to write need not be a fault for each page then.
+//   Boot  DH_BOOT_MEMORY_FD: a shared mapping of the file that becomes a snapshot's memory file.
 //
-// and DH_RAM_SIZE in bytes. With DH_LOCK_FD it also has a thread that takes the VMM's system calls away (late_lock.h). Anything wrong ends QEMU with exit code 71 and one line on stderr: a guest must not run on
-// memory that is not its snapshot's. One thing cannot be seen from here: a QEMU that never maps its memory this way
+// and DH_RAM_SIZE in bytes. With DH_LOCK_FD it also has a thread that takes the VMM's system calls away (late_lock.h).
+// Anything wrong ends QEMU with exit code 71 and one line on stderr: a guest must not run on memory that is not its snapshot's. One thing cannot be seen from here: a QEMU that never maps its memory this way
 // (another version, another backend, another size). dh sees it: with Uffd no handshake comes, with File the memory file
 // is missing in /proc/PID/maps; and it gives up in bounded time.
 //
@@ -50,9 +51,9 @@
 enum { EXIT_WRONG_MEMORY = 71 }; // EX_OSERR (sysexits.h); QEMU's own failures end it with 1
 
 static const char *const variables[] = {"LD_PRELOAD", "DH_RAM_SIZE", "DH_HANDSHAKE_FD", "DH_USERFAULTFD_FD", "DH_UFFD_SOCKET",
-                                        "DH_BACKING_FD", "DH_MEMORY_FD", "DH_PREFAULT_FD"};
+                                        "DH_BACKING_FD", "DH_BOOT_MEMORY_FD", "DH_MEMORY_FD", "DH_PREFAULT_FD"};
 
-// The shared mapping of DH_BACKING_FD; empty without one.
+// The shared mapping of DH_BACKING_FD or DH_BOOT_MEMORY_FD; empty without one.
 static uintptr_t backed_from, backed_to;
 
 static _Noreturn void fail(const char *step, int error, const char *advice)
@@ -140,15 +141,15 @@ static int open_userfaultfd_device(void)
     return device;
 }
 
-static void *map_backing(void *address, size_t length, int prot, int flags)
+static void *map_shared_file(const char *variable, void *address, size_t length, int prot, int flags)
 {
-    int file = configured_descriptor("DH_BACKING_FD");
+    int file = configured_descriptor(variable);
     struct stat status;
-    must(fstat(file, &status) == 0, "fstat DH_BACKING_FD", "the descriptor is broken");
+    must(fstat(file, &status) == 0, variable, "the descriptor is broken");
     if (!S_ISREG(status.st_mode) || (uint64_t)status.st_size != length)
-        fail("DH_BACKING_FD", EINVAL, "the file is not as long as guest memory");
+        fail(variable, EINVAL, "the file is not as long as guest memory");
     void *memory = map(address, length, prot, (flags & ~(MAP_ANONYMOUS | MAP_PRIVATE)) | MAP_SHARED, file, 0);
-    must(memory != MAP_FAILED, "mmap DH_BACKING_FD", "the host has not enough memory for this guest; prepare it with less --memory");
+    must(memory != MAP_FAILED, variable, "the host has not enough memory for this guest; prepare it with less --memory");
     close(file);
     backed_from = (uintptr_t)memory;
     backed_to = backed_from + length;
@@ -168,7 +169,7 @@ static void *map_userfaultfd(void *address, size_t length, int prot, int flags)
     int handshake = path ? connect_page_server(path) : configured_descriptor("DH_HANDSHAKE_FD");
     int device = path ? open_userfaultfd_device() : configured_descriptor("DH_USERFAULTFD_FD");
 
-    void *memory = getenv("DH_BACKING_FD") ? map_backing(address, length, prot, flags) : map_anonymous(address, length, prot, flags);
+    void *memory = getenv("DH_BACKING_FD") ? map_shared_file("DH_BACKING_FD", address, length, prot, flags) : map_anonymous(address, length, prot, flags);
     // O_NONBLOCK as Firecracker's: the page server polls, and reads until EAGAIN.
     int userfaultfd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
     must(userfaultfd >= 0, "USERFAULTFD_IOC_NEW", "DH_USERFAULTFD_FD must be an open /dev/userfaultfd; DH_VM_NO_UFFD=1 does without");
@@ -253,7 +254,7 @@ static bool is_guest_memory(size_t length, int prot, int flags, int fd)
     static atomic_bool done;
 
     return fd == -1 && prot == (PROT_READ | PROT_WRITE) &&
-           (flags & ~MAP_NORESERVE) == (MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS) &&
+           (flags & ~(MAP_NORESERVE | MAP_PRIVATE | MAP_SHARED)) == (MAP_FIXED | MAP_ANONYMOUS) &&
            !done && length == configured("DH_RAM_SIZE", ULONG_MAX) && !atomic_exchange(&done, true);
 }
 
@@ -262,7 +263,9 @@ static void *map_guest_memory(void *address, size_t length, int prot, int flags)
     bool file = getenv("DH_MEMORY_FD");
     if (file && (getenv("DH_USERFAULTFD_FD") || getenv("DH_UFFD_SOCKET")))
         fail("DH_MEMORY_FD", EINVAL, "a userfaultfd is configured too: the memory backend is either File or Uffd");
-    void *memory = file ? map_memory_file(address, length, prot, flags) : map_userfaultfd(address, length, prot, flags);
+    void *memory = getenv("DH_BOOT_MEMORY_FD") ? map_shared_file("DH_BOOT_MEMORY_FD", address, length, prot, flags)
+                   : file                      ? map_memory_file(address, length, prot, flags)
+                                               : map_userfaultfd(address, length, prot, flags);
     for (size_t i = 0; i < sizeof variables / sizeof *variables; i++)
         unsetenv(variables[i]);
     await_late_lock();

@@ -68,31 +68,28 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
         Assert.Equal(IsolationClass.EmulatedCage, sandbox.Isolation);
         Assert.All(sandbox.Cage.Where(layer => layer.IsRequired), layer => Assert.True(layer.IsOn, layer.ToString()));
 
-        var status = Status(sandbox.VmmProcessId);
-        Assert.All((string[])["CapInh", "CapPrm", "CapEff", "CapAmb"], set => Assert.Equal("0000000000000000", status[set]));
-        Assert.Equal(("1", "2"), (status["NoNewPrivs"], status["Seccomp"]));
-        Assert.EndsWith("\t1", status["NSpid"], StringComparison.Ordinal);
+        await AssertCagedAsync(sandbox.VmmProcessId);
         if (Environment.UserName == "root")
         {
-            Assert.Equal("0000000000000000", status["CapBnd"]);
-            Assert.NotEqual(status["Uid"], Status(other.VmmProcessId)["Uid"]);
-            Assert.InRange(long.Parse(status["Uid"].Split('\t')[0], CultureInfo.InvariantCulture), 0x70000000, 0x70000000 + (1 << 22));
+            Assert.NotEqual(Status(sandbox.VmmProcessId)["Uid"], Status(other.VmmProcessId)["Uid"]);
         }
-
-        string[] interfaces = [.. (await File.ReadAllLinesAsync($"/proc/{sandbox.VmmProcessId}/net/dev", Cancellation)).Skip(2).Select(line => line.Split(':')[0].Trim())];
-        Assert.Equal(["lo"], interfaces);
-
-        // ID PARENT DEVICE ROOT PLACE OPTIONS ...: nothing of the file system can be written to.
-        string[][] mounts = [.. (await File.ReadAllLinesAsync($"/proc/{sandbox.VmmProcessId}/mountinfo", Cancellation)).Select(line => line.Split(' '))];
-        Assert.NotEmpty(mounts);
-        Assert.All(mounts, mount => Assert.Contains("ro", mount[5].Split(',')));
-        Assert.All(mounts, mount => Assert.Contains("nosuid", mount[5].Split(',')));
 
         string limits = await File.ReadAllTextAsync($"/proc/{sandbox.VmmProcessId}/limits", Cancellation);
         Assert.Matches(@"Max core file size +0 +0 ", limits);
         Assert.Matches(@"Max open files +256 +256 ", limits);
         Assert.Matches(@"Max file size +\d+ +\d+ ", limits);
         Assert.Matches(@"Max processes +\d+ +\d+ ", limits);
+    }
+
+    [Fact(Timeout = 60_000)]
+    public async Task A_VMM_that_boots_an_image_is_caged_and_locked_before_the_guest_runs()
+    {
+        var driver = await VmmCandidate.FindAsync(QemuDriver.DriverName, VmmPrograms.Default, DhHome.EnsurePrivate(Home.CacheDirectory), Cancellation);
+        var options = new VmmStartOptions { RunDirectory = Path.Combine(DhHome.EnsurePrivate(Home.RunDirectory), "boot"), Installation = Installation.Current };
+        await using var vmm = await driver.BootAsync(Snapshot.Machine, _directory["memory"], options, Cancellation);
+        Assert.All(vmm.Cage.Where(layer => layer.IsRequired), layer => Assert.True(layer.IsOn, layer.ToString()));
+        Assert.Contains(vmm.Cage, layer => layer is { Name: CageLayer.LateLock, IsOn: true });
+        await AssertCagedAsync(vmm.ProcessId);
     }
 
     [Fact(Timeout = 60_000)]
@@ -187,7 +184,7 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
     public async Task QEMU_has_no_more_objects_than_a_machine_needs()
     {
         var qemu = await QemuBinary.FindAsync(Cancellation);
-        var arguments = QemuCommandLine.Build(Snapshot.Machine, QemuPurpose.Restore, null, new QemuDescriptors(0, 0, 0))
+        var arguments = QemuCommandLine.Build(Snapshot.Machine, QemuPurpose.Restore, new QemuDescriptors(0, 0, 0))
             .Select(argument => argument.StartsWith("socket,id=", StringComparison.Ordinal) ? $"null,{argument.Split(',')[1]}" : argument)
             .Where(argument => argument is not ("-incoming" or "defer"));
         using var process = Process.Start(new ProcessStartInfo(qemu.Path, [.. arguments, "-monitor", "stdio"]) { RedirectStandardInput = true, RedirectStandardOutput = true })!;
@@ -215,6 +212,29 @@ public sealed class CageTests(PreparedHome prepared) : IDisposable
 
     private static Dictionary<string, string> Status(int pid) => File.ReadLines($"/proc/{pid}/status")
         .Select(line => line.Split(":\t", 2)).Where(fields => fields.Length == 2).ToDictionary(fields => fields[0], fields => fields[1]);
+
+    /// <summary>Looks at what a VMM's process has.</summary>
+    private static async Task AssertCagedAsync(int pid)
+    {
+        var status = Status(pid);
+        Assert.All((string[])["CapInh", "CapPrm", "CapEff", "CapAmb"], set => Assert.Equal("0000000000000000", status[set]));
+        Assert.Equal(("1", "2"), (status["NoNewPrivs"], status["Seccomp"]));
+        Assert.EndsWith("\t1", status["NSpid"], StringComparison.Ordinal);
+        if (Environment.UserName == "root")
+        {
+            Assert.Equal("0000000000000000", status["CapBnd"]);
+            Assert.InRange(long.Parse(status["Uid"].Split('\t')[0], CultureInfo.InvariantCulture), 0x70000000, 0x70000000 + (1 << 22));
+        }
+
+        string[] interfaces = [.. (await File.ReadAllLinesAsync($"/proc/{pid}/net/dev", Cancellation)).Skip(2).Select(line => line.Split(':')[0].Trim())];
+        Assert.Equal(["lo"], interfaces);
+
+        // ID PARENT DEVICE ROOT PLACE OPTIONS ...: nothing of the file system can be written to.
+        string[][] mounts = [.. (await File.ReadAllLinesAsync($"/proc/{pid}/mountinfo", Cancellation)).Select(line => line.Split(' '))];
+        Assert.NotEmpty(mounts);
+        Assert.All(mounts, mount => Assert.Contains("ro", mount[5].Split(',')));
+        Assert.All(mounts, mount => Assert.Contains("nosuid", mount[5].Split(',')));
+    }
 
     /// <summary>Restores a machine whose VMM makes one attempt when it runs.</summary>
     /// <returns>What became of it.</returns>

@@ -1,13 +1,14 @@
 namespace Dh.Vmm.Qemu;
 
-/// <summary>What QEMU needs of this host to restore a machine: all else is kept from it.</summary>
+/// <summary>What QEMU needs of this host to boot or restore a machine: all else is kept from it.</summary>
 internal static class QemuCage
 {
     private const long Mib = 1 << 20;
     private const int MaxThreads = 128; // virtual CPUs come on top; QEMU's block layer has up to 64
-    private const long MaxLogBytes = 16 * Mib; // all that it may write to is its log
+    private const long MaxFileBytes = 16 * Mib; // all that it may write to is its log, and after a boot the device state, which is small
     private const int MaxDescriptors = 256;
     private const long OwnMemoryMib = 64; // besides guest memory and translated code
+    private const long BootMemoryMib = 64; // more, for kernel and initrd
     private const string KvmDevice = "/dev/kvm";
 
     // Libraries, stacks, the heaps of its threads (64 MiB of address space for each): 0.9 GiB were seen with two virtual CPUs.
@@ -22,11 +23,18 @@ internal static class QemuCage
     /// <summary>The launcher's options for a machine.</summary>
     /// <param name="qemu">The program.</param>
     /// <param name="machine">The machine.</param>
+    /// <param name="purpose">Boot or restore.</param>
     /// <param name="options">Where and how.</param>
-    public static LauncherOptions Of(QemuBinary qemu, MachineDescription machine, VmmStartOptions options)
+    public static LauncherOptions Of(QemuBinary qemu, MachineDescription machine, QemuPurpose purpose, VmmStartOptions options)
     {
-        long codeBufferMib = machine.Accelerator == Accelerator.Tcg ? QemuCommandLine.RestoreCodeBufferMib : 0;
+        bool boots = purpose == QemuPurpose.Boot;
+        long codeBufferMib = machine.Accelerator != Accelerator.Tcg ? 0 : boots ? QemuCommandLine.BootCodeBufferMib : QemuCommandLine.RestoreCodeBufferMib;
         List<string> read = [.. Libraries, qemu.Path, options.Installation.PreloadPath];
+        if (boots)
+        {
+            read.AddRange([machine.KernelPath, machine.InitrdPath]);
+        }
+
         if (IsScript(qemu.Path))
         {
             read.AddRange(Programs);
@@ -39,7 +47,7 @@ internal static class QemuCage
             read.Add(prefix);
         }
 
-        return Of(options, read, machine.Accelerator == Accelerator.Kvm ? [KvmDevice] : [], machine.MemoryMib + codeBufferMib, machine.Cpus);
+        return Of(options, read, machine.Accelerator == Accelerator.Kvm ? [KvmDevice] : [], machine.MemoryMib + codeBufferMib + (boots ? BootMemoryMib : 0), machine.Cpus);
     }
 
     /// <summary>The same for a program that does nothing.</summary>
@@ -48,7 +56,7 @@ internal static class QemuCage
 
     private static LauncherOptions Of(VmmStartOptions options, IReadOnlyList<string> readPaths, IReadOnlyList<string> devices, long memoryMib, int cpus) => new()
     {
-        MaxFileBytes = MaxLogBytes,
+        MaxFileBytes = MaxFileBytes,
         MaxDescriptors = MaxDescriptors,
         Cage = new CageOptions
         {

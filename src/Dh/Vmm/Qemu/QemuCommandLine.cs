@@ -7,7 +7,7 @@ namespace Dh.Vmm.Qemu;
 /// <summary>What QEMU is started for.</summary>
 internal enum QemuPurpose
 {
-    /// <summary>To boot an image; its memory is the shared file that becomes the snapshot's.</summary>
+    /// <summary>To boot an image; its memory is a shared mapping of the file that becomes the snapshot's.</summary>
     Boot,
 
     /// <summary>To restore a snapshot.</summary>
@@ -19,7 +19,7 @@ internal readonly record struct QemuDescriptors(int Qmp, int Channel, int Consol
 
 /// <summary>
 /// QEMU's arguments, from a machine description: a pure function that booting and restoring share, because whatever is part of the device
-/// state must be the same for both. They differ only in where memory comes from, in <c>-incoming</c>, and in TCG's code buffer.
+/// state must be the same for both. The preload library provides the memory of either. They differ in whether it is shared, in the kernel, in <c>-incoming</c>, and in TCG's code buffer.
 /// </summary>
 internal static class QemuCommandLine
 {
@@ -30,21 +30,22 @@ internal static class QemuCommandLine
     // and with less than that QEMU drops and translates all of it again, which costs that run some tenths of a second.
     internal const int RestoreCodeBufferMib = 64;
 
+    // What QEMU takes by itself, at most (tcg/region.c).
+    internal const int BootCodeBufferMib = 1024;
+
     private const int RootDiskSet = 1;
 
     /// <summary>The arguments, without the program.</summary>
     /// <param name="machine">The machine.</param>
     /// <param name="purpose">Boot or restore.</param>
-    /// <param name="memoryPath">The shared memory file of a boot; null for a restore, whose memory the preload library provides.</param>
     /// <param name="descriptors">What QEMU inherits.</param>
-    public static IReadOnlyList<string> Build(MachineDescription machine, QemuPurpose purpose, string? memoryPath, QemuDescriptors descriptors)
+    public static IReadOnlyList<string> Build(MachineDescription machine, QemuPurpose purpose, QemuDescriptors descriptors)
     {
         string size = $"{machine.MemoryMib}M";
         string rootDisk = descriptors.RootDisk is null ? Escape(machine.RootDiskPath) : $"/dev/fdset/{RootDiskSet}";
         string codeBuffer = purpose == QemuPurpose.Restore ? $",tb-size={RestoreCodeBufferMib}" : "";
-        string memory = purpose == QemuPurpose.Boot
-            ? $"memory-backend-file,id=ram0,size={size},mem-path={Escape(memoryPath!)},share=on"
-            : $"memory-backend-ram,id=ram0,size={size}";
+        // What is shared, QEMU leaves out of the device state.
+        string memory = $"memory-backend-ram,id=ram0,size={size}{(purpose == QemuPurpose.Boot ? ",share=on" : "")}";
         // A restored machine has its kernel in memory; QEMU would read the file into memory of its own all the same.
         string[] kernel = purpose == QemuPurpose.Boot ? ["-kernel", machine.KernelPath, "-initrd", machine.InitrdPath, "-append", KernelArguments(machine)] : [];
         List<string> arguments =
@@ -89,7 +90,7 @@ internal static class QemuCommandLine
     public static string MachineHash(MachineDescription machine)
     {
         var withoutPaths = machine with { KernelPath = "kernel", InitrdPath = "initrd", RootDiskPath = "root.img" };
-        var arguments = Build(withoutPaths, QemuPurpose.Boot, "memory", new QemuDescriptors(0, 1, 2));
+        var arguments = Build(withoutPaths, QemuPurpose.Boot, new QemuDescriptors(0, 1, 2));
         return Convert.ToHexStringLower(XxHash128.Hash(Encoding.UTF8.GetBytes(string.Join('\n', arguments))));
     }
 

@@ -24,6 +24,7 @@ internal sealed class QemuVmm : IVmm
     private readonly string? _statePath;
     private readonly int _stateDescriptor;
     private readonly Accelerator _accelerator;
+    private readonly QemuPurpose _purpose;
     private readonly TimeSpan _stepTimeLimit;
     private readonly Socket? _lock;
     private CageLayer[] _lateLock = [];
@@ -31,12 +32,13 @@ internal sealed class QemuVmm : IVmm
     private SafeFileHandle? _backing;
 
     private QemuVmm(
-        VmmProcess process, Socket qmp, Socket channel, Socket console, Socket? @lock, SafeSocketHandle? handshake, SafeFileHandle? backing, Accelerator accelerator,
+        VmmProcess process, Socket qmp, Socket channel, Socket console, Socket? @lock, SafeSocketHandle? handshake, SafeFileHandle? backing, Accelerator accelerator, QemuPurpose purpose,
         VmmStartOptions options, long startedAt, string? statePath, int stateDescriptor)
     {
         _process = process;
         _lock = @lock;
         _accelerator = accelerator;
+        _purpose = purpose;
         _stepTimeLimit = options.StepTimeLimit;
         _console = console;
         _statePath = statePath;
@@ -64,7 +66,7 @@ internal sealed class QemuVmm : IVmm
     /// <summary>Starts a machine that will boot when it is resumed.</summary>
     /// <param name="qemu">The program.</param>
     /// <param name="machine">The machine.</param>
-    /// <param name="memoryPath">The file that is its memory, which QEMU makes.</param>
+    /// <param name="memoryPath">The file that is its memory; it is made.</param>
     /// <param name="options">Where and how.</param>
     /// <param name="cancellationToken">Gives up; nothing is left then.</param>
     /// <exception cref="DhException">It could not be started; nothing is left.</exception>
@@ -75,6 +77,7 @@ internal sealed class QemuVmm : IVmm
         try
         {
             await vmm._qmp.ConnectAsync(cancellationToken).ConfigureAwait(false);
+            await vmm.LockAsync(cancellationToken).ConfigureAwait(false);
             return vmm;
         }
         catch
@@ -123,10 +126,7 @@ internal sealed class QemuVmm : IVmm
             throw new DhException(DhErrorReason.Snapshot, $"The device state {_statePath} could not be restored: {e.Message}", e);
         }
 
-        if (_lock is not null)
-        {
-            _lateLock = [await LateLock.CloseAsync(_lock, _accelerator, _stepTimeLimit, AppendedLastWords, cancellationToken).ConfigureAwait(false)];
-        }
+        await LockAsync(cancellationToken).ConfigureAwait(false);
     }
 
     /// <inheritdoc/>
@@ -182,7 +182,12 @@ internal sealed class QemuVmm : IVmm
         Socket? @lock = null;
         SafeSocketHandle? handshake = null;
         SafeFileHandle? backing = null;
-        var environment = new Dictionary<string, string>();
+        var purpose = memory is null ? QemuPurpose.Boot : QemuPurpose.Restore;
+        var environment = new Dictionary<string, string>
+        {
+            ["LD_PRELOAD"] = options.Installation.PreloadPath,
+            ["DH_RAM_SIZE"] = machine.MemoryBytes.ToString(CultureInfo.InvariantCulture),
+        };
         try
         {
             for (int i = 0; i < 3; i++)
@@ -222,27 +227,23 @@ internal sealed class QemuVmm : IVmm
                     }
 
                     break;
-            }
-
-            if (memory is not null)
-            {
-                environment["LD_PRELOAD"] = options.Installation.PreloadPath;
-                environment["DH_RAM_SIZE"] = machine.MemoryBytes.ToString(CultureInfo.InvariantCulture);
+                case null:
+                    environment["DH_BOOT_MEMORY_FD"] = Number(Inherit(theirs, CreateMemory(bootMemoryPath!, machine.MemoryBytes)));
+                    break;
             }
 
             LauncherOptions cage = default;
-            if (memory is not null && options.Caged)
+            if (options.Caged)
             {
                 (@lock, var theirLock) = UnixSockets.CreateSocketPair(UnixSocketKind.SequencedPacket);
                 environment["DH_LOCK_FD"] = Number(Inherit(theirs, theirLock));
-                cage = QemuCage.Of(qemu, machine, options);
+                cage = QemuCage.Of(qemu, machine, purpose, options);
             }
 
-            var arguments = QemuCommandLine.Build(
-                machine, statePath is null ? QemuPurpose.Boot : QemuPurpose.Restore, bootMemoryPath, descriptors);
+            var arguments = QemuCommandLine.Build(machine, purpose, descriptors);
             long startedAt = Stopwatch.GetTimestamp();
             var process = VmmProcess.Start(options, environment, [qemu.Path, .. arguments], theirs, cage);
-            return new QemuVmm(process, ours[0], ours[1], ours[2], @lock, handshake, backing, machine.Accelerator, options, startedAt, statePath, state);
+            return new QemuVmm(process, ours[0], ours[1], ours[2], @lock, handshake, backing, machine.Accelerator, purpose, options, startedAt, statePath, state);
         }
         catch (Exception e)
         {
@@ -260,10 +261,33 @@ internal sealed class QemuVmm : IVmm
         }
     }
 
+    private async Task LockAsync(CancellationToken cancellationToken)
+    {
+        if (_lock is not null)
+        {
+            _lateLock = [await LateLock.CloseAsync(_lock, _accelerator, _purpose, _stepTimeLimit, AppendedLastWords, cancellationToken).ConfigureAwait(false)];
+        }
+    }
+
     private static int Inherit(List<SafeHandle> descriptors, SafeHandle descriptor)
     {
         descriptors.Add(descriptor);
         return VmmProcess.FirstDescriptor + descriptors.Count - 1;
+    }
+
+    private static SafeFileHandle CreateMemory(string path, long length)
+    {
+        var file = File.OpenHandle(path, FileMode.CreateNew, FileAccess.ReadWrite);
+        try
+        {
+            RandomAccess.SetLength(file, length);
+            return file;
+        }
+        catch
+        {
+            file.Dispose();
+            throw;
+        }
     }
 
     private static string Number(int value) => value.ToString(CultureInfo.InvariantCulture);
