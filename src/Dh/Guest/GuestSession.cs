@@ -139,7 +139,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
     /// <param name="request">What to run.</param>
     /// <param name="output">Takes the output.</param>
     /// <param name="cancellationToken">Interrupts the code; the result then says so.</param>
-    /// <exception cref="DhException">The guest broke its protocol, or went away; the template's restore code failed, and the code did not run.</exception>
+    /// <exception cref="DhException">The guest broke its protocol, or went away; the input that the code waits for cannot be read; the template's restore code failed, and the code did not run.</exception>
     /// <exception cref="InvalidOperationException">The guest was not greeted, or runs something.</exception>
     public async Task<ExecutionResult> ExecuteAsync(ExecutionRequest request, IOutputSink output, CancellationToken cancellationToken)
     {
@@ -167,7 +167,14 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         using var overdue = new CancellationTokenSource();
         var credit = Channel.CreateBounded<int>(new BoundedChannelOptions(MaxUnusedCredits) { SingleReader = true, SingleWriter = true });
         var interruption = InterruptAsync(id, request.Timeout, overdue, ended.Token, cancellationToken);
-        var input = PumpInputAsync(id, request.Input ?? Stream.Null, credit.Reader, ended.Token);
+        DhException? inputFailure = null;
+        void FailInput(DhException failure)
+        {
+            inputFailure = failure;
+            overdue.Cancel(); // the code would wait for its input for ever
+        }
+
+        var input = PumpInputAsync(id, request.Input ?? Stream.Null, credit.Reader, FailInput, ended.Token);
         GuestHeader? result = null;
         long received;
         try
@@ -178,6 +185,11 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         }
         catch (OperationCanceledException) when (overdue.IsCancellationRequested)
         {
+            if (inputFailure is not null)
+            {
+                throw inputFailure;
+            }
+
             // The guest does not even report the end of interrupted code: the caller gets its outcome, the sandbox is of no more use.
         }
         finally
@@ -301,12 +313,22 @@ internal sealed class GuestSession(Socket socket) : IDisposable
     }
 
     /// <summary>Reads the caller's input only against the guest's credit: a loop around the program keeps what the code does not read.</summary>
-    private async Task PumpInputAsync(long id, Stream input, ChannelReader<int> credit, CancellationToken ended)
+    private async Task PumpInputAsync(long id, Stream input, ChannelReader<int> credit, Action<DhException> failed, CancellationToken ended)
     {
         byte[] buffer = new byte[MaxCredit];
         await foreach (int bytes in credit.ReadAllAsync(ended).ConfigureAwait(false))
         {
-            int read = await input.ReadAsync(buffer.AsMemory(0, bytes), ended).ConfigureAwait(false);
+            int read;
+            try
+            {
+                read = await input.ReadAsync(buffer.AsMemory(0, bytes), ended).ConfigureAwait(false);
+            }
+            catch (Exception e) when (e is not OperationCanceledException && !ended.IsCancellationRequested)
+            {
+                failed(new DhException(DhErrorReason.Host, $"The code's standard input cannot be read: {e.Message.TrimEnd('.')}. Give it another one, or /dev/null.", e));
+                return;
+            }
+
             await _channel.WriteAsync(new StdinHeader("stdin", id, read == 0), GuestJson.Default.StdinHeader, buffer.AsMemory(0, read), ended).ConfigureAwait(false);
             if (read == 0)
             {

@@ -90,6 +90,16 @@ public sealed class ExecTests(PreparedHome prepared)
         Assert.Equal(new ProgramResult(0, "15\n", ""), result);
     }
 
+    [Theory]
+    [InlineData("print(1)", 0, "1\n", "")]
+    [InlineData("input()", 125, "", "dh: The code's standard input cannot be read: Is a directory")]
+    public async Task A_directory_as_standard_input_is_an_error_for_code_that_reads_it(string code, int exitCode, string output, string error)
+    {
+        var result = await Dh.RunAsync(new ProcessStartInfo("/bin/sh", ["-c", $"exec {Repository.PathOf("bin/dh")} exec -c '{code}' < /"]));
+        Assert.Equal((exitCode, output), (result.ExitCode, result.Output));
+        Assert.StartsWith(error, result.Error, StringComparison.Ordinal);
+    }
+
     [Fact]
     public async Task Input_that_the_code_does_not_read_stays_with_the_caller()
     {

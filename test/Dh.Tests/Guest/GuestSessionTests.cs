@@ -287,6 +287,19 @@ public sealed class GuestSessionTests : IDisposable
     }
 
     [Fact(Timeout = TestLimitMs)]
+    public async Task Input_that_cannot_be_read_ends_the_run_that_waits_for_it()
+    {
+        await GreetAsync();
+        var input = new MemoryStream();
+        await input.DisposeAsync();
+        await _guest.SayFrameAsync("""{"type": "stdin-credit", "id": 1, "bytes": 4}""");
+        var request = new ExecutionRequest { Source = "", Input = input };
+        var failure = await Assert.ThrowsAsync<DhException>(() => _session.ExecuteAsync(request, new CapturedText(), Cancellation));
+        Assert.Equal((DhErrorReason.Host, "The code's standard input cannot be read: Cannot access a closed Stream. Give it another one, or /dev/null."), (failure.Reason, failure.Message));
+        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.ExecuteAsync(request, new CapturedText(), Cancellation));
+    }
+
+    [Fact(Timeout = TestLimitMs)]
     public async Task An_end_in_the_middle_of_output_is_an_end()
     {
         await GreetAsync();
