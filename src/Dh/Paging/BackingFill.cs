@@ -5,7 +5,9 @@ namespace Dh.Paging;
 
 /// <summary>
 /// Writes pieces of the memory file into guest memory that its VMM has not mapped yet (<see cref="PageServerOptions.Backing"/>), on a thread of
-/// its own. One thread only: a VMM that starts needs a core, too.
+/// its own. One thread only: a VMM that starts needs a core, too. A VMM may read a page as soon as it is there, so a page must not be there
+/// before its contents are: pwrite(2) from memory that is not mapped yet leaves zeros in the page until it has faulted that memory in
+/// (mm/filemap.c, generic_perform_write, since Linux 6.16). Therefore what is written is mapped first.
 /// </summary>
 internal sealed class BackingFill
 {
@@ -58,6 +60,11 @@ internal sealed class BackingFill
                 {
                     length = piece.Length - done;
                     nuint from = reader.ReadUndamaged(piece.Offset + (long)done, ref length, ref _warning);
+                    if (!MemoryMapping.TryPopulate(from, length))
+                    {
+                        return; // as when it cannot be written, below
+                    }
+
                     MemoryFile.Write(_backing, piece.Offset + (long)done, from, length);
                 }
             }

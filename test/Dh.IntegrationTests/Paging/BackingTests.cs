@@ -83,6 +83,46 @@ public sealed class BackingTests : IDisposable
         Assert.Contains("huge pages", failure.Message, StringComparison.Ordinal);
     }
 
+    /// <summary>The contents come through a userfaultfd: while one of their pages is waited for, there is time to look whether the guest has it already.</summary>
+    [Fact(Timeout = 60_000)]
+    public async Task A_page_is_not_there_before_its_contents_are()
+    {
+        const int Few = 256;
+        var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
+        using var _ = theirs;
+        using var backing = MemoryFile.CreateSealed("guest-memory", Few * (long)PageSize);
+        using var contents = MemoryMapping.Buffer(Few * PageSize);
+        using var page = MemoryMapping.Buffer(PageSize);
+        page.Span.Fill(7);
+        using var uffd = Userfaultfd.Create();
+        uffd.Api(0);
+        uffd.Register(contents.Address, (ulong)contents.Length);
+        int served = 0;
+
+        await using var server = PageServer.Start(ours, new SlowlyMapped(contents), new PageServerOptions { Policy = PopulationPolicy.Eager, Backing = backing });
+        try
+        {
+            for (var events = new UserfaultfdEvent[1]; served < Few;)
+            {
+                Assert.True(Poll.Wait(uffd.Handle, Bound), $"nothing is read any more after {served} pages");
+                if (uffd.ReadEvents(events) == 1)
+                {
+                    // lseek(2) waits for a write that is under way.
+                    long offset = (long)(events[0].Address - contents.Address) / PageSize * PageSize;
+                    var there = await Task.Run(() => SparseFile.GetDataExtents(backing, contents.Length), TestContext.Current.CancellationToken).WaitAsync(Bound, TestContext.Current.CancellationToken);
+                    Assert.DoesNotContain(there, extent => extent.Offset <= offset && offset < extent.End);
+                    served += uffd.Copy(contents.Address + (nuint)offset, page.Address, PageSize).Outcome == PagePlacement.Complete ? 1 : 0;
+                }
+            }
+        }
+        finally
+        {
+            uffd.Unregister(contents.Address, (ulong)contents.Length); // nobody must wait for the test
+        }
+
+        Assert.True(SpinWait.SpinUntil(() => AllocatedBytes(backing) == contents.Length, Bound));
+    }
+
     [Fact]
     public void Bytes_that_cannot_be_read_are_an_error_and_no_crash()
     {
@@ -106,7 +146,7 @@ public sealed class BackingTests : IDisposable
         return (await server!.WaitPopulatedAsync().WaitAsync(Bound), await client.HashPagesAsync());
     }
 
-    private static long AllocatedBytes(SafeFileHandle file) => SparseFile.GetDataExtents(file, Size).Sum(extent => extent.Length);
+    private static long AllocatedBytes(SafeFileHandle file) => SparseFile.GetDataExtents(file, RandomAccess.GetLength(file)).Sum(extent => extent.Length);
 
     private static long DataBytes(string path)
     {
@@ -123,5 +163,33 @@ public sealed class BackingTests : IDisposable
         long[] pages = [.. SparseFile.GetDataExtents(handle, Size).SelectMany(extent => Enumerable.Range(0, (int)(extent.Length / (long)PageSize)).Select(page => extent.Offset + (page * (long)PageSize))).Take(1000)];
         WorkingSet.Combine(Id, Size, [pages], []).WriteTo(_directory["working-set"], file);
         return _directory["working-set"];
+    }
+
+    /// <summary>Data without holes that is mapped, whose owner is the test.</summary>
+    private sealed class SlowlyMapped(MemoryMapping contents) : IMemorySource, IMemoryReader
+    {
+        public string Path => "slowly mapped memory";
+
+        public long Length => contents.Length;
+
+        public IReadOnlyList<FileExtent> DataExtents => [new FileExtent(0, contents.Length)];
+
+        public IReadOnlyList<FileExtent> PrefetchExtents => [];
+
+        public bool IsMapped => true;
+
+        public IMemoryReader OpenReader() => this;
+
+        public void ReadAhead(Func<bool> enough)
+        {
+            // Not asked for: there is memory to fill.
+        }
+
+        public nuint Read(long offset, ref ulong length) => contents.Address + (nuint)offset;
+
+        public void Dispose()
+        {
+            // The mapping is the test's.
+        }
     }
 }
