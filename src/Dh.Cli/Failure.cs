@@ -33,7 +33,7 @@ internal static class Failure
 
     /// <summary>The message, and its cause where that fits on the line and is not told yet.</summary>
     public static string MessageOf(Exception error) =>
-        error is DhException { InnerException.Message: var cause } && !error.Message.Contains(cause, StringComparison.Ordinal) && !error.Message.Contains('\n', StringComparison.Ordinal)
+        error is DhException or UnauthorizedAccessException && error.InnerException?.Message is { } cause && !error.Message.Contains(cause, StringComparison.Ordinal) && !error.Message.Contains('\n', StringComparison.Ordinal)
             ? $"{error.Message} ({cause})"
             : error is OutOfMemoryException
                 ? $"Memory, or a thread, was not to be had: {error.Message} Look at the limits of memory and processes (ulimit -a, the cgroup)."

@@ -100,6 +100,21 @@ public sealed class ExecTests(PreparedHome prepared)
         Assert.StartsWith(error, result.Error, StringComparison.Ordinal);
     }
 
+    /// <summary>What the program opens next must not take a closed descriptor's place.</summary>
+    [Theory]
+    [InlineData("exec -c 'import sys; print(len(sys.stdin.read()))' <&-", 0, "0\n", "")]
+    [InlineData("exec -c 'import sys; sys.stderr.write(str(1)); print(2)' 2>&-", 0, "2\n", "")]
+    [InlineData("exec -c 'print(1)' >&-", 125, "", "dh: Standard output does not take what is written to it: write: EBADF (Bad file descriptor)\n")]
+    [InlineData("exec --json -c 'print(1)' >&-", 125, "", "Bad file descriptor")]
+    [InlineData("vm status >&-", 125, "", "Bad file descriptor")]
+    [InlineData("exec -c 'print(1)' <&- >&- 2>&-", 125, "", "")]
+    public async Task Standard_descriptors_may_be_closed(string arguments, int exitCode, string output, string error)
+    {
+        var result = await Dh.RunAsync(new ProcessStartInfo("/bin/sh", ["-c", $"exec {Repository.PathOf("bin/dh")} {arguments}"]));
+        Assert.Equal((exitCode, output), (result.ExitCode, result.Output));
+        Assert.Contains(error, result.Error, StringComparison.Ordinal);
+    }
+
     [Fact]
     public async Task Input_that_the_code_does_not_read_stays_with_the_caller()
     {
