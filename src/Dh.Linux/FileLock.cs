@@ -14,14 +14,22 @@ public sealed class FileLock : IDisposable
 
     private FileLock(SafeFileHandle handle) => _handle = handle;
 
-    /// <summary>Takes the lock on a file, which is made (mode 0600) when it is missing, or on an existing directory.</summary>
-    /// <param name="path">The file or directory.</param>
+    /// <summary>Takes the lock on a file, which is made (mode 0600) when it is missing.</summary>
+    /// <param name="path">The file.</param>
     /// <param name="shared">Whether others may hold it shared at the same time.</param>
     /// <returns>Null when somebody else holds it.</returns>
     /// <exception cref="LinuxException">The file cannot be opened.</exception>
-    public static FileLock? TryAcquire(string path, bool shared = false)
+    public static FileLock? TryAcquire(string path, bool shared = false) => TryAcquire(path, O_RDWR | O_CREAT, shared);
+
+    /// <summary>Takes the lock on a directory. Nothing is made: it may be removed at any time.</summary>
+    /// <param name="path">The directory.</param>
+    /// <param name="shared">Whether others may hold it shared at the same time.</param>
+    /// <returns>Null when somebody else holds it.</returns>
+    /// <exception cref="LinuxException">The directory cannot be opened; ENOENT: it is gone.</exception>
+    public static FileLock? TryAcquireDirectory(string path, bool shared = false) => TryAcquire(path, O_RDONLY | O_DIRECTORY, shared);
+
+    private static FileLock? TryAcquire(string path, int flags, bool shared)
     {
-        int flags = Directory.Exists(path) ? O_RDONLY | O_DIRECTORY : O_RDWR | O_CREAT;
         var handle = Libc.Open(path, flags | O_CLOEXEC | O_NOFOLLOW, 0b110_000_000);
         if (handle.IsInvalid)
         {
@@ -40,8 +48,8 @@ public sealed class FileLock : IDisposable
         return errno == Errno.EAGAIN ? null : throw new LinuxException($"flock {path}", errno);
     }
 
-    /// <summary>Takes the lock, waiting for it.</summary>
-    /// <param name="path">The file or directory.</param>
+    /// <summary>Takes the lock on a file, waiting for it.</summary>
+    /// <param name="path">The file, which is made when it is missing.</param>
     /// <param name="shared">Whether others may hold it shared at the same time.</param>
     /// <param name="timeout">At most this long.</param>
     /// <param name="waiting">Called once when somebody else holds it.</param>

@@ -89,9 +89,24 @@ public sealed class SnapshotStore(DhHome home)
 
     /// <summary>Keeps a snapshot from being deleted while it is used.</summary>
     /// <param name="snapshot">The snapshot.</param>
-    /// <exception cref="DhException">It is being deleted.</exception>
-    internal static FileLock Lease(Snapshot snapshot) => FileLock.TryAcquire(snapshot.Directory, shared: true)
-        ?? throw new DhException(DhErrorReason.Snapshot, $"Snapshot {snapshot.Directory} is being removed. Run `dh vm status` to see what is there.");
+    /// <exception cref="DhException">It is being deleted, or is gone.</exception>
+    internal static FileLock Lease(Snapshot snapshot)
+    {
+        LinuxException? gone = null;
+        try
+        {
+            if (FileLock.TryAcquireDirectory(snapshot.Directory, shared: true) is { } lease)
+            {
+                return lease;
+            }
+        }
+        catch (LinuxException e) when (e.Errno == Errno.ENOENT)
+        {
+            gone = e;
+        }
+
+        throw new DhException(DhErrorReason.Snapshot, $"Snapshot {snapshot.Directory} is being removed. Run `dh vm status` to see what is there.", gone);
+    }
 
     /// <summary>Takes the lock under which snapshots are made, one at a time.</summary>
     /// <param name="waiting">Called once when another process holds it.</param>
@@ -164,7 +179,7 @@ public sealed class SnapshotStore(DhHome home)
                 continue;
             }
 
-            using var exclusive = FileLock.TryAcquire(directory);
+            using var exclusive = FileLock.TryAcquireDirectory(directory);
             if (exclusive is not null)
             {
                 Directory.Delete(directory, recursive: true);

@@ -32,7 +32,7 @@ internal static class StaleRunDirectories
         {
             try
             {
-                using var dead = FileLock.TryAcquire(directory);
+                using var dead = FileLock.TryAcquireDirectory(directory);
                 if (dead is not null)
                 {
                     Cgroups.Host.EndAbandoned(Path.GetFileName(directory));

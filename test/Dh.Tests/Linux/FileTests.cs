@@ -65,12 +65,19 @@ public sealed class FileTests : IDisposable
     [Fact]
     public void Shared_locks_go_together()
     {
-        using var first = FileLock.TryAcquire(_directory.Path, shared: true);
-        using var second = FileLock.TryAcquire(_directory.Path, shared: true);
+        using var first = FileLock.TryAcquireDirectory(_directory.Path, shared: true);
+        using var second = FileLock.TryAcquireDirectory(_directory.Path, shared: true);
 
         Assert.NotNull(first);
         Assert.NotNull(second);
-        Assert.Null(FileLock.TryAcquire(_directory.Path));
+        Assert.Null(FileLock.TryAcquireDirectory(_directory.Path));
+    }
+
+    [Fact]
+    public void A_directory_that_is_gone_is_not_locked_and_nothing_is_made_in_its_place()
+    {
+        Assert.Equal(Errno.ENOENT, Assert.Throws<LinuxException>(() => FileLock.TryAcquireDirectory(_directory["gone"])).Errno);
+        Assert.False(Path.Exists(_directory["gone"]));
     }
 
     [Fact]
@@ -101,12 +108,13 @@ public sealed class FileTests : IDisposable
     [Fact(Timeout = 20_000)]
     public async Task Waiting_for_a_lock_is_bounded()
     {
-        using var held = FileLock.TryAcquire(_directory.Path);
+        string path = _directory["lock"];
+        using var held = FileLock.TryAcquire(path);
 
         var error = await Assert.ThrowsAsync<TimeoutException>(
-            () => FileLock.AcquireAsync(_directory.Path, shared: true, TimeSpan.FromMilliseconds(100), null, TestContext.Current.CancellationToken));
+            () => FileLock.AcquireAsync(path, shared: true, TimeSpan.FromMilliseconds(100), null, TestContext.Current.CancellationToken));
 
-        Assert.Equal($"{_directory.Path} is locked by another process and was not free within 0 s.", error.Message);
+        Assert.Equal($"{path} is locked by another process and was not free within 0 s.", error.Message);
     }
 
     [Fact]
