@@ -21,7 +21,7 @@ coproc QEMU { LD_PRELOAD=$preload DH_RAM_SIZE=$((memory << 20)) DH_UFFD_SOCKET=$
     -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
     -object "memory-backend-ram,id=ram0,size=${memory}M" \
     -machine microvm,memory-backend=ram0,dump-guest-core=off,mem-merge=off,x-option-roms=off,usb=off,pcie=off \
-    -global apic-common.vapic=off -accel tcg,thread=multi,tb-size=32 -cpu Nehalem,spec-ctrl=off -smp "$cpus" -m "${memory}M" \
+    -global apic-common.vapic=off -accel tcg,thread=multi,tb-size=32 -cpu Nehalem,spec-ctrl=off,arat=on -smp "$cpus" -m "${memory}M" \
     -chardev stdio,id=qmp,signal=off -mon chardev=qmp,mode=control \
     -chardev null,id=console -serial chardev:console \
     -chardev "$backend,id=channel" \

@@ -56,8 +56,9 @@ internal static class QemuCommandLine
             "-machine", "microvm,memory-backend=ram0,dump-guest-core=off,mem-merge=off,x-option-roms=off,usb=off,pcie=off",
             "-global", "apic-common.vapic=off",
             "-accel", machine.Accelerator == Accelerator.Kvm ? "kvm" : $"tcg,thread=multi{codeBuffer}",
-            // Emulating AVX costs more than it gives; spec-ctrl is what TCG lacks of this model. KVM guests get no nested virtualization.
-            "-cpu", machine.Accelerator == Accelerator.Kvm ? "host,svm=off,vmx=off" : "Nehalem,spec-ctrl=off",
+            // Emulating AVX costs more than it gives; spec-ctrl is what TCG lacks of this model. KVM guests get no nested virtualization. Without
+            // arat Linux does not trust the local APIC's timer to wake an idle CPU, and ticks 250 times a second for ever (tick_is_oneshot_available).
+            "-cpu", machine.Accelerator == Accelerator.Kvm ? "host,svm=off,vmx=off" : "Nehalem,spec-ctrl=off,arat=on",
             "-smp", machine.Cpus.ToString(CultureInfo.InvariantCulture),
             "-m", size,
             "-chardev", $"socket,id=qmp,fd={descriptors.Qmp}", "-mon", "chardev=qmp,mode=control",
