@@ -16,14 +16,17 @@ internal sealed class StandardStreams : IOutputSink
     public bool Broken { get; private set; }
 
     // A write that nobody takes blocks its thread for ever; the run's time limit and its interruption must not be blocked with it.
-    public async ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken) =>
-        await Task.Run(() => Write(stream, bytes.Span), CancellationToken.None).WaitAsync(cancellationToken);
+    public ValueTask WriteAsync(OutputStream stream, ReadOnlyMemory<byte> bytes, CancellationToken cancellationToken)
+    {
+        var rest = bytes[Files.WriteAtOnce(HandleOf(stream), bytes.Span)..];
+        return rest.Length == 0 ? ValueTask.CompletedTask : new(Task.Run(() => Write(stream, rest.Span), CancellationToken.None).WaitAsync(cancellationToken));
+    }
 
     public void Write(OutputStream stream, ReadOnlySpan<byte> bytes)
     {
         try
         {
-            Files.WriteAll(stream == OutputStream.Output ? Output : Error, bytes);
+            Files.WriteAll(HandleOf(stream), bytes);
         }
         catch (LinuxException e) when (e.Errno is Errno.EPIPE or Errno.ECONNRESET)
         {
@@ -37,4 +40,6 @@ internal sealed class StandardStreams : IOutputSink
     }
 
     public void WriteLine(OutputStream stream, string line) => Write(stream, Encoding.UTF8.GetBytes(line + "\n"));
+
+    private static SafeFileHandle HandleOf(OutputStream stream) => stream == OutputStream.Output ? Output : Error;
 }

@@ -55,6 +55,21 @@ public static class Files
         }
     }
 
+    /// <summary>Writes where the descriptor stands what it takes at once (pwritev2(2) with RWF_NOWAIT).</summary>
+    /// <param name="file">A file, pipe, terminal or socket open for writing.</param>
+    /// <param name="bytes">The bytes.</param>
+    /// <returns>How many of them were written: none also where that cannot be had without waiting, or fails; <see cref="WriteAll"/> tells.</returns>
+    public static unsafe int WriteAtOnce(SafeFileHandle file, ReadOnlySpan<byte> bytes)
+    {
+        ArgumentNullException.ThrowIfNull(file);
+        fixed (byte* start = bytes)
+        {
+            var vector = new IoVec { Base = start, Length = (nuint)bytes.Length };
+            // SAFETY: one entry on this stack frame, which stands for the pinned bytes. Offset -1 is where the descriptor stands.
+            return (int)Math.Max(0, Libc.PWriteV2(file, &vector, 1, -1, RWF_NOWAIT));
+        }
+    }
+
     /// <summary>Renames a file, directory or symbolic link, replacing a file or link that is there, in one step (rename(2)).</summary>
     /// <param name="from">What; a link itself, not what it points to.</param>
     /// <param name="to">Its new path, on the same file system.</param>

@@ -63,16 +63,12 @@ internal sealed class ExecCommand : Command
     /// Takes SCRIPT and everything behind it out of the command line, as python does: the script's arguments are not ours to understand. An
     /// option and its value are joined, so that a value may look like an option.
     /// </summary>
+    /// <param name="args">What follows <c>exec</c>.</param>
     /// <returns>What is left for the parser.</returns>
     public string[] TakeOperands(string[] args)
     {
-        if (args is not ["exec", ..])
-        {
-            return args;
-        }
-
-        var left = new List<string> { args[0] };
-        for (int i = 1; i < args.Length; i++)
+        var left = new List<string>();
+        for (int i = 0; i < args.Length; i++)
         {
             string arg = args[i];
             if (arg == "--" || arg == "-" || !arg.StartsWith('-'))
@@ -166,12 +162,13 @@ internal sealed class ExecCommand : Command
         bool usePool = !parsed.GetValue(_noPool) && Environment.GetEnvironmentVariable("DH_NO_POOL") != "1";
         var pooled = usePool ? PooledSandbox.TryTake(snapshot, options, Say, interruption.Token) : null;
         await using ISandbox sandbox = pooled ?? (ISandbox)await Sandbox.RestoreAsync(snapshot, options, interruption.Token);
+        // The user waits for the result, not for the teardown.
+        pooled?.LeaveTeardown();
+        pooled?.WaitsOnCallingThread = true;
         if (sandbox is Sandbox own)
         {
-            trace?.Mark("vmm-start", own.VmmStartedAt);
-
-            // The user waits for the result, not for the teardown.
             own.LeaveTeardown();
+            trace?.Mark("vmm-start", own.VmmStartedAt);
             Say(own.Population?.ToString() ?? $"File: mapped {manifest.MemoryMib} MiB ({manifest.DataBytes >> 20} MiB data)");
         }
         else
@@ -293,8 +290,8 @@ internal sealed class ExecCommand : Command
     private static TimeSpan? ReadTimeout(double? seconds) => seconds switch
     {
         null => null,
-        > 0 and <= 31_536_000 => TimeSpan.FromSeconds(seconds.Value),
-        _ => throw new DhException(DhErrorReason.Usage, "--timeout takes seconds: more than 0, at most 31536000 (a year)."),
+        > 0 and <= 2_592_000 => TimeSpan.FromSeconds(seconds.Value),
+        _ => throw new DhException(DhErrorReason.Usage, "--timeout takes seconds: more than 0, at most 2592000 (30 days)."),
     };
 
     private static IsolationClass? ReadIsolation(string? name) =>

@@ -27,6 +27,9 @@ internal static unsafe partial class Libc
     [LibraryImport(Library, EntryPoint = "write", SetLastError = true)]
     public static partial nint Write(SafeFileHandle fd, void* buffer, nuint count);
 
+    [LibraryImport(Library, EntryPoint = "pwritev2", SetLastError = true)]
+    public static partial nint PWriteV2(SafeFileHandle fd, IoVec* vector, int count, long offset, int flags);
+
     [LibraryImport(Library, EntryPoint = "pwrite", SetLastError = true)]
     public static partial nint PWrite(SafeFileHandle fd, void* buffer, nuint count, long offset);
 

@@ -16,6 +16,9 @@ public sealed record ExecutionRequest
     /// <summary>The largest source, in bytes of UTF-8.</summary>
     public const int MaxSourceBytes = 16 << 20;
 
+    /// <summary>The longest time limit: 30 days.</summary>
+    public static readonly TimeSpan MaxTimeout = TimeSpan.FromDays(30);
+
     /// <summary>Python source code.</summary>
     public required string Source { get; init; }
 
@@ -40,7 +43,7 @@ public sealed record ExecutionRequest
     /// <summary>Standard input, read only when code in the guest waits for it; null for an empty one.</summary>
     public Stream? Input { get; init; }
 
-    /// <summary>How long the code may run before it is interrupted; null for as long as it takes.</summary>
+    /// <summary>How long the code may run before it is interrupted, at most <see cref="MaxTimeout"/>; null for as long as it takes.</summary>
     public TimeSpan? Timeout { get; init; }
 }
 

@@ -1,7 +1,7 @@
 using System.Buffers.Binary;
 using System.Net.Sockets;
 using System.Text.Json;
-using System.Text.Json.Serialization.Metadata;
+using Dh.Linux;
 
 namespace Dh.Guest;
 
@@ -18,10 +18,13 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
 
     private readonly SemaphoreSlim _writing = new(1, 1);
     private byte[] _header = new byte[4096];
-    private byte[] _body = new byte[64 * 1024];
-    private readonly byte[] _input = new byte[16 * 1024];
+    private byte[] _body = GC.AllocateUninitializedArray<byte>(64 * 1024);
+    private readonly byte[] _input = GC.AllocateUninitializedArray<byte>(16 * 1024);
     private int _inputStart;
     private int _inputEnd;
+
+    /// <summary>Whether reads wait on their caller's thread, and complete before they return.</summary>
+    public bool WaitsOnCallingThread { get; set; }
 
     /// <summary>Reads one frame.</summary>
     /// <returns>The header and the body, which is valid until the next call.</returns>
@@ -42,28 +45,28 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
         await FillAsync(_body.AsMemory(0, (int)bodyLength), cancellationToken).ConfigureAwait(false);
         try
         {
-            var header = JsonSerializer.Deserialize(_header.AsSpan(0, (int)headerLength), GuestJson.Default.GuestHeader);
+            var header = GuestHeader.Parse(_header.AsMemory(0, (int)headerLength));
             return header?.Type is not null
                 ? (header, _body.AsMemory(0, (int)bodyLength))
                 : throw new DhException(DhErrorReason.Guest, "The guest broke its protocol: a frame without a type.");
         }
         catch (JsonException e)
         {
-            throw new DhException(DhErrorReason.Guest, $"The guest broke its protocol: a header that is no JSON object of the expected shape ({e.Path}).", e);
+            throw new DhException(DhErrorReason.Guest, $"The guest broke its protocol: a header that is no JSON object of the expected shape ({Untrusted.OneLine(e.Message)}).", e);
         }
     }
 
     /// <summary>Writes one frame, whole.</summary>
     /// <exception cref="DhException">The channel ended.</exception>
-    public async Task WriteAsync<T>(T header, JsonTypeInfo<T> type, ReadOnlyMemory<byte> body, CancellationToken cancellationToken)
+    public async Task WriteAsync(RequestHeader header, ReadOnlyMemory<byte> body, CancellationToken cancellationToken)
     {
-        byte[] json = JsonSerializer.SerializeToUtf8Bytes(header, type);
+        var json = header.ToJson();
         // In one piece where it is small: each write interrupts the guest once more.
         int together = body.Length <= MaxTogetherBytes ? body.Length : 0;
         byte[] start = new byte[PrefixBytes + json.Length + together];
         BinaryPrimitives.WriteInt32LittleEndian(start, json.Length);
         BinaryPrimitives.WriteInt32LittleEndian(start.AsSpan(4), body.Length);
-        json.CopyTo(start, PrefixBytes);
+        json.CopyTo(start.AsMemory(PrefixBytes));
         body[..together].CopyTo(start.AsMemory(PrefixBytes + json.Length));
         await _writing.WaitAsync(cancellationToken).ConfigureAwait(false);
         try
@@ -95,6 +98,15 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
         }
     }
 
+    private void WaitHere(CancellationToken cancellationToken)
+    {
+        using var cancelled = new WakeEvent();
+        using (cancellationToken.Register(cancelled.Set))
+        {
+            Poll.WaitAny(Timeout.InfiniteTimeSpan, socket.SafeHandle, cancelled.Handle);
+        }
+    }
+
     private async ValueTask FillAsync(Memory<byte> target, CancellationToken cancellationToken)
     {
         while (target.Length > 0)
@@ -104,6 +116,11 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
                 try
                 {
                     _inputStart = 0;
+                    if (WaitsOnCallingThread)
+                    {
+                        WaitHere(cancellationToken);
+                    }
+
                     _inputEnd = await socket.ReceiveAsync(_input, SocketFlags.None, cancellationToken).ConfigureAwait(false);
                 }
                 catch (SocketException e)

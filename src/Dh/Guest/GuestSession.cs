@@ -51,6 +51,13 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         Broken,
     }
 
+    /// <summary>Whether <see cref="ExecuteAsync"/> waits for the guest on its caller's thread.</summary>
+    public bool WaitsOnCallingThread
+    {
+        get => _channel.WaitsOnCallingThread;
+        set => _channel.WaitsOnCallingThread = value;
+    }
+
     /// <summary>Goes on with a session that another process has greeted and handed over.</summary>
     /// <param name="socket">The guest channel.</param>
     /// <param name="lastId">The number of the last request, as <see cref="HandOver"/> has told it.</param>
@@ -98,8 +105,8 @@ internal sealed class GuestSession(Socket socket) : IDisposable
 
         _state = State.Broken; // until it has answered
         string id = Convert.ToHexStringLower(Entropy.GetBytes(16));
-        var hello = new HelloHeader("hello", ProtocolVersion, WallClockNs(), $"dh-{id[..12]}", id, Guid.NewGuid().ToString());
-        await _channel.WriteAsync(hello, GuestJson.Default.HelloHeader, Entropy.GetBytes(EntropyBytes), cancellationToken).ConfigureAwait(false);
+        var hello = new HelloHeader(ProtocolVersion, WallClockNs(), $"dh-{id[..12]}", id, Guid.NewGuid().ToString());
+        await _channel.WriteAsync(hello, Entropy.GetBytes(EntropyBytes), cancellationToken).ConfigureAwait(false);
         var answer = await ExpectAsync("hello", timeLimit, cancellationToken).ConfigureAwait(false);
         _state = State.Greeted;
         if (IsBehind(answer, HelloTolerance))
@@ -128,7 +135,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         int exchanges = 0;
         do
         {
-            await _channel.WriteAsync(new ClockHeader("clock", WallClockNs()), GuestJson.Default.ClockHeader, default, cancellationToken).ConfigureAwait(false);
+            await _channel.WriteAsync(new ClockHeader(WallClockNs()), default, cancellationToken).ConfigureAwait(false);
             answer = await ExpectAsync("clock", timeLimit, cancellationToken).ConfigureAwait(false);
         }
         while (++exchanges < MaxClockExchanges && IsBehind(answer, ClockTolerance));
@@ -154,14 +161,19 @@ internal sealed class GuestSession(Socket socket) : IDisposable
             throw new DhException(DhErrorReason.Usage, $"The code has {source.Length} bytes; at most {ExecutionRequest.MaxSourceBytes} can be sent.");
         }
 
+        if (request.Timeout is { } limit && (limit <= TimeSpan.Zero || limit > ExecutionRequest.MaxTimeout))
+        {
+            throw new DhException(DhErrorReason.Usage, $"Code gets a time limit of more than 0 and at most {ExecutionRequest.MaxTimeout.TotalDays:0} days, not {limit}.");
+        }
+
         long start = Stopwatch.GetTimestamp();
         long id = ++_lastId;
         string name = request.Mode == ExecutionMode.Code ? "-c" : request.Filename;
         var exec = new ExecHeader(
-            "exec", id, request.Mode == ExecutionMode.Code ? "code" : "script", request.Filename, [name, .. request.Arguments], request.Environment, WallClockNs(), request.ShowResult, request.ShowTables);
+            id, request.Mode == ExecutionMode.Code ? "code" : "script", request.Filename, [name, .. request.Arguments], request.Environment, WallClockNs(), request.ShowResult, request.ShowTables);
         _state = State.Running;
         // Not waited for: a guest that does not take the code is interrupted like one that does not end it.
-        var sending = _channel.WriteAsync(exec, GuestJson.Default.ExecHeader, source, CancellationToken.None);
+        var sending = _channel.WriteAsync(exec, source, CancellationToken.None);
 
         using var ended = new CancellationTokenSource();
         using var overdue = new CancellationTokenSource();
@@ -174,12 +186,20 @@ internal sealed class GuestSession(Socket socket) : IDisposable
             overdue.Cancel(); // the code would wait for its input for ever
         }
 
-        var input = PumpInputAsync(id, request.Input ?? Stream.Null, credit.Reader, FailInput, ended.Token);
+        // Begun when the code waits for input for the first time.
+        Task? input = null;
+        bool TakeCredit(int bytes)
+        {
+            bool taken = credit.Writer.TryWrite(bytes);
+            input ??= Task.Run(() => PumpInputAsync(id, request.Input ?? Stream.Null, credit.Reader, FailInput, ended.Token), CancellationToken.None);
+            return taken;
+        }
+
         GuestHeader? result = null;
         long received;
         try
         {
-            var header = await ReceiveUntilResultAsync(id, output, credit.Writer, overdue.Token).ConfigureAwait(false);
+            var header = await ReceiveUntilResultAsync(id, output, TakeCredit, overdue.Token).ConfigureAwait(false);
             await sending.WaitAsync(overdue.Token).ConfigureAwait(false);
             result = header;
         }
@@ -196,9 +216,11 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         {
             received = Stopwatch.GetTimestamp();
             _state = result is null ? State.Broken : State.Greeted;
-            await ended.CancelAsync().ConfigureAwait(false);
+#pragma warning disable VSTHRD103 // What it calls is short, and this session's own; CancelAsync would begin a thread for it.
+            ended.Cancel();
+#pragma warning restore VSTHRD103
             // A read of the caller's input that still waits cannot be called back, nor can code that is half sent.
-            LeaveBehind(input);
+            LeaveBehind(input ?? Task.CompletedTask);
             LeaveBehind(sending);
         }
 
@@ -228,14 +250,9 @@ internal sealed class GuestSession(Socket socket) : IDisposable
             throw Break("its `result` has no valid outcome and exit_code");
         }
 
-        if (!double.IsFinite(header.RunMs) || header.Error is { Type: null } or { Message: null } or { Traceback: null })
+        if (!double.IsFinite(header.RunMs))
         {
-            throw Break("its `result` has no valid run_ms and error");
-        }
-
-        if (header.Tables?.Any(table => table is null or { Columns: null } || table.Columns.Any(column => column is null or { Name: null } or { Type: null })) == true)
-        {
-            throw Break("its `result` has no valid tables");
+            throw Break("its `result` has no valid run_ms");
         }
 
         if (header.NotRun)
@@ -256,7 +273,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         };
     }
 
-    private async Task<GuestHeader> ReceiveUntilResultAsync(long id, IOutputSink output, ChannelWriter<int> credit, CancellationToken overdue)
+    private async Task<GuestHeader> ReceiveUntilResultAsync(long id, IOutputSink output, Func<int, bool> takeCredit, CancellationToken overdue)
     {
         while (true)
         {
@@ -276,7 +293,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
                 case "stdout" or "stderr":
                     await output.WriteAsync(header.Type == "stdout" ? OutputStream.Output : OutputStream.Error, body, overdue).ConfigureAwait(false);
                     break;
-                case "stdin-credit" when header.Bytes is > 0 and <= MaxCredit && credit.TryWrite(header.Bytes.Value):
+                case "stdin-credit" when header.Bytes is > 0 and <= MaxCredit && takeCredit(header.Bytes.Value):
                     break;
                 case "result":
                     return header;
@@ -290,8 +307,14 @@ internal sealed class GuestSession(Socket socket) : IDisposable
     private async Task<ExecutionOutcome?> InterruptAsync(
         long id, TimeSpan? timeout, CancellationTokenSource overdue, CancellationToken ended, CancellationToken cancellationToken)
     {
-        using var either = CancellationTokenSource.CreateLinkedTokenSource(ended, cancellationToken);
-        await Task.Delay(timeout ?? Timeout.InfiniteTimeSpan, either.Token).ConfigureAwait(ConfigureAwaitOptions.SuppressThrowing);
+        using var over = CancellationTokenSource.CreateLinkedTokenSource(ended, cancellationToken);
+        over.CancelAfter(timeout ?? Timeout.InfiniteTimeSpan);
+        var waiting = new TaskCompletionSource(); // goes on where it is cancelled: with a run that has just ended, in its own thread
+        using (over.Token.Register(waiting.SetResult))
+        {
+            await waiting.Task.ConfigureAwait(false);
+        }
+
         if (ended.IsCancellationRequested)
         {
             return null;
@@ -299,10 +322,10 @@ internal sealed class GuestSession(Socket socket) : IDisposable
 
         var outcome = cancellationToken.IsCancellationRequested ? ExecutionOutcome.Interrupted : ExecutionOutcome.Timeout;
         overdue.CancelAfter(InterruptGrace + InterruptMargin);
-        var cancel = new CancelHeader("cancel", id, (int)InterruptGrace.TotalMilliseconds);
+        var cancel = new CancelHeader(id, (int)InterruptGrace.TotalMilliseconds);
         try
         {
-            await _channel.WriteAsync(cancel, GuestJson.Default.CancelHeader, default, ended).ConfigureAwait(false);
+            await _channel.WriteAsync(cancel, default, ended).ConfigureAwait(false);
         }
         catch (Exception e) when (e is DhException or OperationCanceledException)
         {
@@ -315,9 +338,10 @@ internal sealed class GuestSession(Socket socket) : IDisposable
     /// <summary>Reads the caller's input only against the guest's credit: a loop around the program keeps what the code does not read.</summary>
     private async Task PumpInputAsync(long id, Stream input, ChannelReader<int> credit, Action<DhException> failed, CancellationToken ended)
     {
-        byte[] buffer = new byte[MaxCredit];
+        byte[] buffer = [];
         await foreach (int bytes in credit.ReadAllAsync(ended).ConfigureAwait(false))
         {
+            buffer = buffer.Length < bytes ? new byte[bytes] : buffer;
             int read;
             try
             {
@@ -329,7 +353,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
                 return;
             }
 
-            await _channel.WriteAsync(new StdinHeader("stdin", id, read == 0), GuestJson.Default.StdinHeader, buffer.AsMemory(0, read), ended).ConfigureAwait(false);
+            await _channel.WriteAsync(new StdinHeader(id, read == 0), buffer.AsMemory(0, read), ended).ConfigureAwait(false);
             if (read == 0)
             {
                 return;

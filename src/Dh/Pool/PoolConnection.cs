@@ -1,5 +1,4 @@
 using System.Net.Sockets;
-using System.Text.Json;
 using Dh.Linux;
 using Microsoft.Win32.SafeHandles;
 
@@ -26,7 +25,7 @@ internal sealed class PoolConnection : IDisposable
             return null;
         }
 
-        byte[] packet = JsonSerializer.SerializeToUtf8Bytes(request, PoolJson.Default.PoolRequest); // before the daemon waits for it
+        byte[] packet = request.ToPacket(); // before the daemon waits for it
 
         // The limit is for a daemon that accepts nobody any more: the kernel would keep a client waiting for ever.
         var socket = new Socket(AddressFamily.Unix, SocketType.Seqpacket, ProtocolType.Unspecified) { SendTimeout = (int)AnswerLimit.TotalMilliseconds };
@@ -68,9 +67,9 @@ internal sealed class PoolConnection : IDisposable
                 }
             }
 
-            byte[] packet = new byte[PoolJson.MaxPacket];
+            byte[] packet = GC.AllocateUninitializedArray<byte>(PoolJson.MaxPacket);
             int length = FdPassing.Receive(_socket.SafeHandle, packet, received);
-            var answer = length > 0 ? PoolJson.TryParse(packet.AsSpan(0, length), PoolJson.Default.PoolAnswer) : null;
+            var answer = length > 0 ? PoolAnswer.TryParse(packet.AsMemory(0, length)) : null;
             first = answer is null ? null : received.FirstOrDefault();
             return (answer, first);
         }

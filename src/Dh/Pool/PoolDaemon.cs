@@ -1,7 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Net.Sockets;
-using System.Text.Json;
 using Dh.Linux;
 using Dh.Sandboxes;
 using Dh.Snapshots;
@@ -263,7 +262,7 @@ public sealed class PoolDaemon : IAsyncDisposable
 
             byte[] packet = new byte[PoolJson.MaxPacket];
             int length = await ReceiveRequestAsync(client, packet).ConfigureAwait(false);
-            var request = length > 0 ? PoolJson.TryParse(packet.AsSpan(0, length), PoolJson.Default.PoolRequest) : null;
+            var request = length > 0 ? PoolRequest.TryParse(packet.AsMemory(0, length)) : null;
             switch (request?.Type)
             {
                 case PoolRequest.Take:
@@ -389,7 +388,7 @@ public sealed class PoolDaemon : IAsyncDisposable
         };
         using (var descriptor = new SafeFileHandle(channel.Handle, ownsHandle: false))
         {
-            FdPassing.Send(client.SafeHandle, JsonSerializer.SerializeToUtf8Bytes(answer, PoolJson.Default.PoolAnswer), descriptor);
+            FdPassing.Send(client.SafeHandle, answer.ToPacket(), descriptor);
         }
 
         _pool.Waited(Stopwatch.GetElapsedTime(accepted));
@@ -470,7 +469,7 @@ public sealed class PoolDaemon : IAsyncDisposable
     }
 
     private static void Send(Socket client, PoolAnswer answer) =>
-        FdPassing.Send(client.SafeHandle, JsonSerializer.SerializeToUtf8Bytes(answer, PoolJson.Default.PoolAnswer));
+        FdPassing.Send(client.SafeHandle, answer.ToPacket());
 
     // A packet has a limit, and JSON may need six bytes for one of these.
     private static string Tail(string words) => words.Length <= 4000 ? words : words[^4000..];

@@ -1,6 +1,6 @@
+using System.Buffers;
 using System.Text.Json;
 using System.Text.Json.Serialization;
-using System.Text.Json.Serialization.Metadata;
 
 namespace Dh.Pool;
 
@@ -31,6 +31,27 @@ internal sealed record PoolRequest
 
     /// <summary>With scale: how many sandboxes are to be ready.</summary>
     public int? Size { get; init; }
+
+    /// <summary>Reads a packet; null when it is no request.</summary>
+    public static PoolRequest? TryParse(ReadOnlyMemory<byte> packet) => PoolJson.TryParse(packet, static json => new PoolRequest
+    {
+        Type = json.Text("type"u8).Required("type"u8),
+        Snapshot = json.Text("snapshot"u8),
+        RequireIsolation = json.Text("require_isolation"u8),
+        Size = json.Int32("size"u8),
+    });
+
+    /// <summary>The packet.</summary>
+    public byte[] ToPacket() => PoolJson.Write(json =>
+    {
+        json.WriteString("type"u8, Type);
+        PoolJson.WriteText(json, "snapshot"u8, Snapshot);
+        PoolJson.WriteText(json, "require_isolation"u8, RequireIsolation);
+        if (Size is { } size)
+        {
+            json.WriteNumber("size"u8, size);
+        }
+    });
 }
 
 /// <summary>What the daemon says.</summary>
@@ -70,29 +91,82 @@ internal sealed record PoolAnswer
     public string? LastWords { get; init; }
 
     public PoolStatus? Pool { get; init; }
+
+    /// <summary>Reads a packet; null when it is no answer.</summary>
+    public static PoolAnswer? TryParse(ReadOnlyMemory<byte> packet) => PoolJson.TryParse(packet, static json => new PoolAnswer
+    {
+        Type = json.Text("type"u8).Required("type"u8),
+        Message = json.Text("message"u8),
+        LastRequest = json.Int64("last_request"u8) ?? 0,
+        MemoryPolicy = json.Text("memory_policy"u8),
+        Isolation = json.Text("isolation"u8),
+        Notice = json.Text("notice"u8),
+        LastWords = json.Text("last_words"u8),
+        Pool = json.Object("pool"u8, static pool => pool.Deserialize(PoolJson.Default.PoolStatus)!),
+    });
+
+    /// <summary>The packet.</summary>
+    public byte[] ToPacket() => PoolJson.Write(json =>
+    {
+        json.WriteString("type"u8, Type);
+        PoolJson.WriteText(json, "message"u8, Message);
+        json.WriteNumber("last_request"u8, LastRequest);
+        PoolJson.WriteText(json, "memory_policy"u8, MemoryPolicy);
+        PoolJson.WriteText(json, "isolation"u8, Isolation);
+        PoolJson.WriteText(json, "notice"u8, Notice);
+        PoolJson.WriteText(json, "last_words"u8, LastWords);
+        if (Pool is not null)
+        {
+            json.WritePropertyName("pool"u8);
+            JsonSerializer.Serialize(json, Pool, PoolJson.Default.PoolStatus);
+        }
+    });
 }
 
-[JsonSourceGenerationOptions(
-    PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull, MaxDepth = 4)]
-[JsonSerializable(typeof(PoolRequest))]
-[JsonSerializable(typeof(PoolAnswer))]
+[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.SnakeCaseLower, DefaultIgnoreCondition = JsonIgnoreCondition.WhenWritingNull)]
+[JsonSerializable(typeof(PoolStatus))]
 internal sealed partial class PoolJson : JsonSerializerContext
 {
     /// <summary>The largest packet, in bytes.</summary>
     public const int MaxPacket = 32 << 10;
 
+    private const int MaxDepth = 4;
+
     /// <summary>Reads one packet.</summary>
     /// <returns>Null when it is not what it should be.</returns>
-    public static T? TryParse<T>(ReadOnlySpan<byte> packet, JsonTypeInfo<T> type)
+    public static T? TryParse<T>(ReadOnlyMemory<byte> packet, Func<JsonElement, T> read)
         where T : class
     {
         try
         {
-            return JsonSerializer.Deserialize(packet, type);
+            return JsonMembers.Read(packet, MaxDepth, read);
         }
         catch (JsonException)
         {
             return null;
+        }
+    }
+
+    /// <summary>Writes one packet.</summary>
+    public static byte[] Write(Action<Utf8JsonWriter> writeMembers)
+    {
+        var output = new ArrayBufferWriter<byte>();
+        using (var json = new Utf8JsonWriter(output))
+        {
+            json.WriteStartObject();
+            writeMembers(json);
+            json.WriteEndObject();
+        }
+
+        return output.WrittenSpan.ToArray();
+    }
+
+    /// <summary>Writes a member that is there.</summary>
+    public static void WriteText(Utf8JsonWriter json, ReadOnlySpan<byte> name, string? value)
+    {
+        if (value is not null)
+        {
+            json.WriteString(name, value);
         }
     }
 }

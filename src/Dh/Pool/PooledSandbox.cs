@@ -22,6 +22,7 @@ public sealed class PooledSandbox : ISandbox
     private readonly PoolConnection _connection;
     private readonly Socket _guest;
     private readonly GuestSession _session;
+    private bool _leaveTeardown;
 
     private PooledSandbox(PoolConnection connection, Socket guest, long lastRequest)
     {
@@ -41,6 +42,16 @@ public sealed class PooledSandbox : ISandbox
 
     /// <summary>From the call of <see cref="TryTake"/> until the sandbox was here.</summary>
     public TimeSpan RestoreTime { get; private init; }
+
+    /// <summary>
+    /// Whether <see cref="ExecuteAsync"/> waits for the guest on its caller's thread: for a program that has nothing else to do, and would begin
+    /// threads only to wait in them. Default: no.
+    /// </summary>
+    public bool WaitsOnCallingThread
+    {
+        get => _session.WaitsOnCallingThread;
+        set => _session.WaitsOnCallingThread = value;
+    }
 
     /// <summary>Takes a sandbox out of the pool that keeps such, and waits for one where none is ready.</summary>
     /// <param name="snapshot">Of what.</param>
@@ -124,9 +135,20 @@ public sealed class PooledSandbox : ISandbox
         }
     }
 
+    /// <summary>
+    /// Leaves the machine to this process's end when this is disposed: for a program that is about to exit. The daemon would end the machine, and
+    /// begin another, while the program still needs a processor.
+    /// </summary>
+    public void LeaveTeardown() => _leaveTeardown = true;
+
     /// <inheritdoc/>
     public ValueTask DisposeAsync()
     {
+        if (_leaveTeardown)
+        {
+            return ValueTask.CompletedTask;
+        }
+
         _session.Dispose();
         _guest.Dispose();
         _connection.Dispose();

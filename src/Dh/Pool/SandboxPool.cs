@@ -11,7 +11,7 @@ internal sealed class SandboxPool : IAsyncDisposable
 {
     private const int KeptWaits = 1000;
     private const int MaxDoublings = 5;
-    private static readonly TimeSpan ReplaceAfter = TimeSpan.FromMilliseconds(25);
+    private static readonly TimeSpan ReplaceAfter = TimeSpan.FromMilliseconds(100);
 
     private readonly Lock _lock = new();
     private readonly IPoolMachines _machines;

@@ -1,4 +1,3 @@
-using System.Text.Json;
 using Dh.Guest;
 using Dh.Paging;
 using Dh.Snapshots;
@@ -71,7 +70,7 @@ internal static class FakeSnapshot
             DhVersion = "0",
             Files = Snapshot.FileNames(Snapshot.MemoryName).ToDictionary(name => name, name => Snapshot.Describe(PathOf(name))),
         };
-        await File.WriteAllBytesAsync(PathOf(Snapshot.ManifestName), JsonSerializer.SerializeToUtf8Bytes(manifest, SnapshotJson.Default.SnapshotManifest), cancellation);
+        await File.WriteAllBytesAsync(PathOf(Snapshot.ManifestName), manifest.ToJson(), cancellation);
         var snapshot = store.Publish(draft, manifest);
 
         // Every third page with data is in the working set.

@@ -95,7 +95,7 @@ public sealed class BadInputTests(PreparedHome prepared)
     }
 
     [Theory]
-    [InlineData("memory", "null", "it does not record memory")]
+    [InlineData("memory", "null", "it is no valid manifest")]
     [InlineData("../../../../etc/passwd", """{ "length": 1, "xx_hash3": "0" }""", "it records ../../../../etc/passwd, which is no file of a snapshot")]
     public async Task A_manifest_that_records_other_files_is_refused(string name, string value, string why)
     {

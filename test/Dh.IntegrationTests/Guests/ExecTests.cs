@@ -172,6 +172,32 @@ public sealed class ExecTests(PreparedHome prepared)
         Assert.Equal(3, (await Dh.ExecAsync(code, "--timeout", "1")).ExitCode);
     }
 
+    [Theory]
+    [InlineData("0")]
+    [InlineData("-1")]
+    [InlineData("2592001")]
+    [InlineData("NaN")]
+    public async Task A_timeout_that_is_none_is_refused(string seconds)
+    {
+        var result = await Dh.ExecAsync("1", "--timeout", seconds);
+        Assert.Equal((2, "dh: --timeout takes seconds: more than 0, at most 2592000 (30 days).\n"), (result.ExitCode, result.Error));
+    }
+
+    [Fact]
+    public async Task The_guests_timers_are_fine_and_an_idle_guest_does_not_tick()
+    {
+        const string Code = """
+            import time
+            def ticks():
+                with open("/proc/interrupts") as lines:
+                    return sum(sum(map(int, line.split()[1:3])) for line in lines if line.lstrip().startswith("LOC:"))
+            before = ticks()
+            time.sleep(2)
+            print(time.get_clock_info("monotonic").resolution, ticks() - before < 200)
+            """;
+        Assert.Equal("1e-09 True\n", (await Dh.ExecAsync(Code)).Output);
+    }
+
     [Fact]
     public async Task A_timeout_ends_the_code_although_nobody_reads_its_output()
     {

@@ -32,6 +32,53 @@ public sealed class GuestSessionTests : IDisposable
     }
 
     [Fact(Timeout = TestLimitMs)]
+    public async Task A_run_that_waits_on_its_callers_thread_has_ended_when_it_returns()
+    {
+        await GreetAsync();
+        _session.WaitsOnCallingThread = true;
+        await _guest.SayFrameAsync("""{"type": "stdout", "id": 1}""", "out"u8.ToArray());
+        await _guest.SayFrameAsync(FakeGuest.Result());
+        var output = new CapturedText();
+        var run = _session.ExecuteAsync(new ExecutionRequest { Source = "code" }, output, Cancellation);
+        Assert.True(run.IsCompletedSuccessfully);
+        Assert.Equal(("out", 0), (output.Text, (await run).ExitCode));
+    }
+
+    [Theory(Timeout = 20_000)]
+    [InlineData(true)]
+    [InlineData(false)]
+    public async Task A_run_that_waits_on_its_callers_thread_can_be_interrupted(bool byTimeout)
+    {
+        await GreetAsync();
+        _session.WaitsOnCallingThread = true;
+        using var cancelled = new CancellationTokenSource();
+        var request = new ExecutionRequest { Source = "code", Timeout = byTimeout ? TimeSpan.FromMilliseconds(100) : null };
+        var run = Task.Run(() => _session.ExecuteAsync(request, new CapturedText(), cancelled.Token), Cancellation);
+        Assert.Equal("exec", (await _guest.HearFrameAsync()).Type);
+        if (!byTimeout)
+        {
+            await cancelled.CancelAsync();
+        }
+
+        Assert.Equal("cancel", (await _guest.HearFrameAsync()).Type);
+        var result = await run; // the guest never answers
+        Assert.Equal((byTimeout ? ExecutionOutcome.Timeout : ExecutionOutcome.Interrupted, 137), (result.Outcome, result.ExitCode));
+    }
+
+    [Theory(Timeout = TestLimitMs)]
+    [InlineData(0)]
+    [InlineData(-1)]
+    [InlineData(31)]
+    public async Task A_time_limit_that_nobody_could_keep_is_refused_before_anything_is_sent(int days)
+    {
+        await GreetAsync();
+        var request = new ExecutionRequest { Source = "code", Timeout = TimeSpan.FromDays(days) };
+        Assert.Equal(DhErrorReason.Usage, (await Assert.ThrowsAsync<DhException>(() => _session.ExecuteAsync(request, new CapturedText(), Cancellation))).Reason);
+        await _guest.SayFrameAsync(FakeGuest.Result());
+        Assert.Equal(0, (await _session.ExecuteAsync(request with { Timeout = ExecutionRequest.MaxTimeout }, new CapturedText(), Cancellation)).ExitCode);
+    }
+
+    [Fact(Timeout = TestLimitMs)]
     public async Task A_session_that_was_handed_over_goes_on_where_it_was_and_no_longer_here()
     {
         await GreetAsync();
@@ -153,10 +200,10 @@ public sealed class GuestSessionTests : IDisposable
     [InlineData("""{"type": "result", "id": 1}""", "its `result` has no valid outcome and exit_code")]
     [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 256}""", "its `result` has no valid outcome and exit_code")]
     [InlineData("""{"type": "result", "id": 1, "outcome": "won", "exit_code": 0}""", "its `result` has no valid outcome and exit_code")]
-    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "run_ms": 1e999}""", "its `result` has no valid run_ms and error")]
-    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "tables": [null]}""", "its `result` has no valid tables")]
-    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "tables": [{"columns": [{"name": "x"}]}]}""", "its `result` has no valid tables")]
-    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 1, "error": {"type": "E"}}""", "its `result` has no valid run_ms and error")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "run_ms": 1e999}""", "its `result` has no valid run_ms")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "tables": [null]}""", "a header that is no JSON object of the expected shape (`tables` has another type or range)")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 0, "tables": [{"columns": [{"name": "x"}]}]}""", "a header that is no JSON object of the expected shape (`type` is missing)")]
+    [InlineData("""{"type": "result", "id": 1, "outcome": "exited", "exit_code": 1, "error": {"type": "E"}}""", "a header that is no JSON object of the expected shape (`message` is missing)")]
     public async Task A_frame_that_the_run_does_not_allow_ends_it(string header, string what)
     {
         await GreetAsync();

@@ -26,6 +26,20 @@ public sealed class FileTests : IDisposable
     }
 
     [Fact]
+    public void At_once_is_written_what_a_pipe_takes_and_never_more()
+    {
+        using var reader = new System.IO.Pipes.AnonymousPipeServerStream(System.IO.Pipes.PipeDirection.In);
+        using var writer = new SafeFileHandle(reader.ClientSafePipeHandle.DangerousGetHandle(), ownsHandle: false);
+        byte[] bytes = new byte[1 << 20];
+        Assert.Equal(5, Files.WriteAtOnce(writer, bytes.AsSpan(0, 5)));
+        Assert.InRange(Files.WriteAtOnce(writer, bytes), 1, bytes.Length - 1);
+        Assert.Equal(0, Files.WriteAtOnce(writer, bytes));
+
+        reader.Dispose();
+        Assert.Equal(0, Files.WriteAtOnce(writer, bytes)); // Files.WriteAll says why
+    }
+
+    [Fact]
     public void A_write_that_nobody_reads_is_EPIPE_and_a_full_device_ENOSPC()
     {
         var (ours, theirs) = UnixSockets.CreateSocketPair(UnixSocketKind.Stream);

@@ -1,4 +1,3 @@
-using System.Text.Json;
 using Dh.Sandboxes;
 using Dh.Snapshots;
 using Dh.TestSupport;
@@ -103,7 +102,7 @@ public sealed class RestoreHostTests
         }
 
         var manifest = Manifest with { Files = files, VmmVersion = "0.0.1" };
-        directory.Write(Snapshot.ManifestName, JsonSerializer.Serialize(manifest, SnapshotJson.Default.SnapshotManifest));
+        await File.WriteAllBytesAsync(directory[Snapshot.ManifestName], manifest.ToJson(), TestContext.Current.CancellationToken);
 
         var options = new SandboxOptions { Home = new DhHome(home.Path), Installation = new Installation(Repository.PathOf("bin")) };
         var error = await Assert.ThrowsAsync<DhException>(() => Sandbox.RestoreAsync(Snapshot.Open(directory.Path), options, TestContext.Current.CancellationToken));
