@@ -29,32 +29,16 @@ internal static class Program
             }
         }
 
-        var exec = new ExecCommand(entered);
-        var root = new RootCommand("Runs Python in a fresh microVM that is restored from a memory snapshot.")
-        {
-            exec,
-            new Command("vm", "Prepares and manages snapshots.")
-            {
-                new PrepareCommand(),
-                new StatusCommand(),
-                new CleanCommand(),
-                new VerifyCommand(),
-                new RecordCommand(),
-                new Command("pool", "Keeps sandboxes ready, so that dh exec answers in milliseconds.")
-                {
-                    new PoolStartCommand(),
-                    new PoolStopCommand(),
-                    new PoolStatusCommand(),
-                    new PoolScaleCommand(),
-                    new PoolLogsCommand(),
-                },
-            },
-            new DoctorCommand(),
-            new PageServerCommand(),
-        };
-
         // An argument that starts with '@' is an argument, not a file of arguments.
-        var parsed = root.Parse(exec.TakeOperands(args), new ParserConfiguration { ResponseFileTokenReplacer = null });
+        var parser = new ParserConfiguration { ResponseFileTokenReplacer = null };
+        var exec = new ExecCommand(entered);
+        var parsed = args is ["exec", .. var rest] ? exec.Parse(exec.TakeOperands(rest), parser) : null;
+        if (parsed is not { Errors.Count: 0 })
+        {
+            // Who runs code does not wait for what else there is: all of it, and help, comes after what is not just that.
+            parsed = AllCommands(exec).Parse(args is ["exec", ..] ? ["exec", .. exec.TakeOperands(args[1..])] : args, parser);
+        }
+
         if (parsed.Errors.Count > 0)
         {
             return (int)Failure.ReportParseErrors(parsed, exec);
@@ -70,4 +54,26 @@ internal static class Program
             return (int)Failure.Report(error);
         }
     }
+    private static RootCommand AllCommands(ExecCommand exec) => new("Runs Python in a fresh microVM that is restored from a memory snapshot.")
+    {
+        exec,
+        new Command("vm", "Prepares and manages snapshots.")
+        {
+            new PrepareCommand(),
+            new StatusCommand(),
+            new CleanCommand(),
+            new VerifyCommand(),
+            new RecordCommand(),
+            new Command("pool", "Keeps sandboxes ready, so that dh exec answers in milliseconds.")
+            {
+                new PoolStartCommand(),
+                new PoolStopCommand(),
+                new PoolStatusCommand(),
+                new PoolScaleCommand(),
+                new PoolLogsCommand(),
+            },
+        },
+        new DoctorCommand(),
+        new PageServerCommand(),
+    };
 }

@@ -51,23 +51,18 @@ internal sealed partial record VersionChoice(string? Template, string? Version, 
             return store.Open(Template, Version);
         }
 
-        var snapshots = store.List(out var damaged);
-        bool Fits(Snapshot snapshot) =>
-            (Template is null || snapshot.Manifest.Template == Template) && (Version is null || snapshot.Manifest.Version == Version);
-
-        return snapshots.FirstOrDefault(Fits) ?? throw NotFound(snapshots, damaged, home);
+        return store.List(out var damaged, Template, Version) is [var newest, ..] ? newest : throw NotFound(store, damaged, home);
     }
 
-    private DhException NotFound(IReadOnlyList<Snapshot> snapshots, IReadOnlyList<string> allDamaged, DhHome home)
+    private DhException NotFound(SnapshotStore store, IReadOnlyList<string> damaged, DhHome home)
     {
-        string prepare = "dh vm prepare" + (Template is not null ? $" --template {Template}" : "") + (Version is not null ? $" --version {Version}" : "");
-        // The reasons name the files: TEMPLATE-VERSION/ID/NAME.
-        string name = Template is null ? "" : $"/{Template}-";
-        string[] damaged = [.. allDamaged.Where(why => why.Contains(name, StringComparison.Ordinal) && (Version is null || why.Contains($"-{Version}/", StringComparison.Ordinal)))];
-        if (damaged.Length > 0)
+        if (damaged.Count > 0)
         {
             return new(DhErrorReason.Snapshot, string.Join(' ', damaged));
         }
+
+        var snapshots = store.List();
+        string prepare = "dh vm prepare" + (Template is not null ? $" --template {Template}" : "") + (Version is not null ? $" --version {Version}" : "");
 
         string what = Template is not null ? $" of the template '{Template}'" : Version is not null ? $" of version {Version} ({Reason})" : "";
         string known = snapshots.Count == 0

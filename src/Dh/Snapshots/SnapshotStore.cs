@@ -18,16 +18,23 @@ public sealed class SnapshotStore(DhHome home)
 
     /// <summary>The current snapshots, newest first, and why those that are left out cannot be used.</summary>
     /// <param name="damaged">A line for each that is left out; it names the file.</param>
+    /// <param name="template">Only this template's; null for all.</param>
+    /// <param name="version">Only this version's; null for all.</param>
     /// <exception cref="IOException">The directory cannot be read.</exception>
-    public IReadOnlyList<Snapshot> List(out IReadOnlyList<string> damaged)
+    public IReadOnlyList<Snapshot> List(out IReadOnlyList<string> damaged, string? template = null, string? version = null)
     {
         var snapshots = new List<Snapshot>();
         var reasons = new List<string>();
-        foreach (string entry in Entries())
+        foreach (string entry in Entries().Where(entry => IsOf(Path.GetFileName(entry), template, version)))
         {
             try
             {
-                snapshots.Add(Snapshot.Open(Resolve(entry)));
+                var snapshot = Snapshot.Open(Resolve(entry));
+                // A name may be taken apart in two ways.
+                if ((template ?? snapshot.Manifest.Template) == snapshot.Manifest.Template && (version ?? snapshot.Manifest.Version) == snapshot.Manifest.Version)
+                {
+                    snapshots.Add(snapshot);
+                }
             }
             catch (DhException e)
             {
@@ -59,7 +66,7 @@ public sealed class SnapshotStore(DhHome home)
 
     /// <summary>The newest snapshot that can be used.</summary>
     /// <param name="template">Of this template; null for any.</param>
-    public Snapshot? FindNewest(string? template) => List().FirstOrDefault(snapshot => template is null || snapshot.Manifest.Template == template);
+    public Snapshot? FindNewest(string? template) => List(out _, template) is [var newest, ..] ? newest : null;
 
     /// <summary>Removes snapshots that no running sandbox uses.</summary>
     /// <param name="template">Only this template's; null for all.</param>
@@ -70,8 +77,7 @@ public sealed class SnapshotStore(DhHome home)
         var removed = new List<string>();
         foreach (string entry in Entries(withCurrent: false))
         {
-            string name = Path.GetFileName(entry);
-            if ((template is not null && !name.StartsWith($"{template}-", StringComparison.Ordinal)) || (version is not null && !name.EndsWith($"-{version}", StringComparison.Ordinal)))
+            if (!IsOf(Path.GetFileName(entry), template, version))
             {
                 continue;
             }
@@ -165,6 +171,10 @@ public sealed class SnapshotStore(DhHome home)
             Files.Sync(home.Path);
         }
     }
+
+    /// <summary>Whether a name can be TEMPLATE-VERSION of these.</summary>
+    private static bool IsOf(string name, string? template, string? version) =>
+        (template is null || name.StartsWith($"{template}-", StringComparison.Ordinal)) && (version is null || name.EndsWith($"-{version}", StringComparison.Ordinal));
 
     private string EntryOf(SnapshotManifest manifest) => Path.Combine(home.SnapshotsDirectory, $"{manifest.Template}-{manifest.Version}");
 
