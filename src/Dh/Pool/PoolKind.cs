@@ -1,6 +1,5 @@
 using System.Buffers.Binary;
 using System.IO.Hashing;
-using System.Reflection;
 using System.Text;
 using Dh.Sandboxes;
 using Dh.Snapshots;
@@ -41,7 +40,7 @@ internal sealed record PoolKind
 
     /// <summary>The name of the pool's files, without what says which of them it is.</summary>
     public string Name => $"{HashOfHome(Home)}-{Hash(
-        $"{ProtocolVersion}", Assembly.GetExecutingAssembly().GetName().Version?.ToString(3) ?? "", Template, Version, $"{Options.MemoryPolicy}", $"{Options.Fill}",
+        $"{ProtocolVersion}", BuildVersion.Text, Template, Version, $"{Options.MemoryPolicy}", $"{Options.Fill}",
         Options.Programs.Firecracker ?? Environment.GetEnvironmentVariable("DH_FIRECRACKER") ?? "", Options.Programs.Jailer ?? Environment.GetEnvironmentVariable("DH_JAILER") ?? "")}";
 
     /// <summary>What the names of a home's pools begin with.</summary>

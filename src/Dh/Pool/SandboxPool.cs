@@ -136,9 +136,10 @@ internal sealed class SandboxPool : IAsyncDisposable
             }
 
             UsedAt = Stopwatch.GetTimestamp();
-            if (_ready.First is { Value: var slot })
+            // The newest: more of what it will touch is still in the processors' caches.
+            if (_ready.Last is { Value: var slot })
             {
-                _ready.RemoveFirst();
+                _ready.RemoveLast();
                 Give(slot, waiter);
                 _ = ReplaceAsync(slot);
                 return waiter.Taken.Task;

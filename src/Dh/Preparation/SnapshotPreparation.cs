@@ -1,6 +1,5 @@
 using System.Diagnostics;
 using System.Globalization;
-using System.Reflection;
 using System.Security.Cryptography;
 using Dh.Guest;
 using Dh.Images;
@@ -199,7 +198,7 @@ public static class SnapshotPreparation
             BootSeconds = Math.Round(bootSeconds, 2),
             CreatedAt = DateTimeOffset.UtcNow,
             RunnerProtocol = GuestSession.ProtocolVersion,
-            DhVersion = Assembly.GetExecutingAssembly().GetName().Version?.ToString(3) ?? "unknown",
+            DhVersion = BuildVersion.Text,
             Files = files,
         };
         SnapshotDraft.WriteManifest(draft, manifest);

@@ -198,12 +198,12 @@ public sealed class Snapshot
     {
         using var file = File.OpenHandle(path);
         var hash = new XxHash3();
-        // The state is hashed at every restore: a large object would cost more than the hash.
-        byte[] buffer = new byte[64 << 10];
+        // The state is hashed at every restore: memory that is touched for the first time would cost more than the hash.
+        Span<byte> buffer = stackalloc byte[16 << 10];
         long length = 0;
         for (int read; (read = RandomAccess.Read(file, buffer, length)) > 0; length += read)
         {
-            hash.Append(buffer.AsSpan(0, read));
+            hash.Append(buffer[..read]);
         }
 
         return new SnapshotFile(length, Convert.ToHexStringLower(hash.GetCurrentHash()));
