@@ -26,6 +26,28 @@ public static class Files
         Libc.Access(path, F_OK) == 0
         || (LinuxException.LastErrno is Errno.ENOENT or Errno.ENOTDIR ? false : throw LinuxException.Last($"access {path}"));
 
+    /// <summary>Reads from where the descriptor stands (read(2)); <see cref="RandomAccess"/> wants one that has an offset.</summary>
+    /// <param name="file">A file, pipe, terminal or socket open for reading.</param>
+    /// <param name="buffer">Where the bytes go.</param>
+    /// <returns>How many were read; 0 at the end.</returns>
+    /// <exception cref="LinuxException">The call failed; EAGAIN: a descriptor that does not wait has nothing.</exception>
+    public static unsafe int Read(SafeFileHandle file, Span<byte> buffer)
+    {
+        ArgumentNullException.ThrowIfNull(file);
+        fixed (byte* start = buffer)
+        {
+            nint read;
+            do
+            {
+                // SAFETY: at most the pinned bytes are written.
+                read = Libc.Read(file, start, (nuint)buffer.Length);
+            }
+            while (read < 0 && LinuxException.LastErrno == Errno.EINTR);
+
+            return read >= 0 ? (int)read : throw LinuxException.Last("read");
+        }
+    }
+
     /// <summary>Writes bytes where the descriptor stands (write(2)), all of them; waits where it is non-blocking and full.</summary>
     /// <param name="file">A file, pipe, terminal or socket open for writing.</param>
     /// <param name="bytes">The bytes.</param>

@@ -1,4 +1,5 @@
 using System.Net.Sockets;
+using System.Text;
 using Dh.Linux.Abi;
 using Microsoft.Win32.SafeHandles;
 using static Dh.Linux.Abi.Constants;
@@ -54,6 +55,54 @@ public static class UnixSockets
             ours.Dispose();
             theirs.Dispose();
             throw new LinuxException("looking at a new socket pair", (Errno)e.NativeErrorCode);
+        }
+    }
+
+    /// <summary>Connects to a listening unix socket (connect(2)). <see cref="Socket"/> does that, too, and begins a thread.</summary>
+    /// <param name="path">At most <see cref="MaxPathLength"/> bytes.</param>
+    /// <param name="kind">Byte stream or messages.</param>
+    /// <param name="limit">How long the connection, and each send, may wait (SO_SNDTIMEO); more than 0.</param>
+    /// <exception cref="LinuxException">Nobody listens there (ECONNREFUSED, ENOENT), the time is over (EAGAIN), no descriptor is left.</exception>
+    /// <exception cref="ArgumentException">The path is too long.</exception>
+    public static unsafe SafeSocketHandle Connect(string path, UnixSocketKind kind, TimeSpan limit)
+    {
+        const int FamilyLength = sizeof(ushort), AddressLength = FamilyLength + MaxPathLength + 1;
+        ArgumentNullException.ThrowIfNull(path);
+        ArgumentOutOfRangeException.ThrowIfLessThan(limit, TimeSpan.FromMicroseconds(1));
+        byte* address = stackalloc byte[AddressLength]; // struct sockaddr_un: the family, then the path, which ends with a zero
+        long* time = stackalloc long[2] { (long)limit.TotalSeconds, limit.Ticks / TimeSpan.TicksPerMicrosecond % 1_000_000 }; // struct timeval
+        new Span<byte>(address, AddressLength).Clear();
+        *(ushort*)address = AF_UNIX;
+        if (!Encoding.UTF8.TryGetBytes(path, new Span<byte>(address + FamilyLength, MaxPathLength), out int length))
+        {
+            throw new ArgumentException($"A socket's path has at most {MaxPathLength} bytes, not {Encoding.UTF8.GetByteCount(path)}.", nameof(path));
+        }
+
+        var socket = Libc.Socket(AF_UNIX, (int)kind | SOCK_CLOEXEC, 0);
+        bool connected = false;
+        try
+        {
+            // SAFETY: the kernel reads two longs.
+            if (socket.IsInvalid || Libc.SetSockOpt(socket, SOL_SOCKET, SO_SNDTIMEO, time, 2 * sizeof(long)) != 0)
+            {
+                throw LinuxException.Last("a new socket");
+            }
+
+            do
+            {
+                // SAFETY: the kernel reads the family, the path and a zero behind it, all of them within the address.
+                connected = Libc.Connect(socket, address, (uint)(FamilyLength + length + 1)) == 0;
+            }
+            while (!connected && LinuxException.LastErrno == Errno.EINTR);
+
+            return connected ? socket : throw LinuxException.Last($"connect {path}");
+        }
+        finally
+        {
+            if (!connected)
+            {
+                socket.Dispose();
+            }
         }
     }
 

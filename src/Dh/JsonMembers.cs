@@ -1,3 +1,4 @@
+using System.Buffers;
 using System.Text;
 using System.Text.Json;
 
@@ -29,6 +30,25 @@ internal static class JsonMembers
             throw new JsonException("a name or a text in it is no Unicode", e); // found only when it is looked at
         }
     }
+
+    /// <summary>Writes an object.</summary>
+    /// <param name="writeMembers">Writes its members.</param>
+    /// <returns>UTF-8.</returns>
+    public static ReadOnlyMemory<byte> Write(Action<Utf8JsonWriter> writeMembers)
+    {
+        var output = new ArrayBufferWriter<byte>();
+        using (var json = new Utf8JsonWriter(output))
+        {
+            json.WriteStartObject();
+            writeMembers(json);
+            json.WriteEndObject();
+        }
+
+        return output.WrittenMemory;
+    }
+
+    /// <summary>Whether it is there, and not null.</summary>
+    public static bool Has(this JsonElement json, ReadOnlySpan<byte> name) => Find(json, name) is not null;
 
     /// <summary>A string; null when it is not there, or null.</summary>
     public static string? Text(this JsonElement json, ReadOnlySpan<byte> name) =>

@@ -74,6 +74,7 @@ int main(void)
     NUMBER(SOL_SOCKET);
     NUMBER(SCM_RIGHTS);
     NUMBER(SO_PEERCRED);
+    NUMBER(SO_SNDTIMEO);
 #ifndef SO_PEERPIDFD /* Linux 6.5: newer than Debian 12's headers */
 #define SO_PEERPIDFD 77
 #endif

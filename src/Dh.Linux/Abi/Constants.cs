@@ -64,6 +64,7 @@ internal static class Constants
     public const int SOL_SOCKET = 1;
     public const int SCM_RIGHTS = 1;
     public const int SO_PEERCRED = 17;
+    public const int SO_SNDTIMEO = 21;
     public const int SO_PEERPIDFD = 77;
     public const int MSG_CTRUNC = 0x8;
     public const int MSG_DONTWAIT = 0x40;

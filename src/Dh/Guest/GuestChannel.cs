@@ -1,7 +1,5 @@
 using System.Buffers.Binary;
-using System.Net.Sockets;
 using System.Text.Json;
-using Dh.Linux;
 
 namespace Dh.Guest;
 
@@ -9,7 +7,7 @@ namespace Dh.Guest;
 /// Frames over the guest channel (docs/guest-protocol.md). One reader; any number of writers. The guest is hostile: every length is checked
 /// before a byte is stored, and the buffers never grow beyond the protocol's bounds.
 /// </summary>
-internal sealed class GuestChannel(Socket socket) : IDisposable
+internal sealed class GuestChannel(IGuestTransport transport) : IDisposable
 {
     public const int MaxHeaderBytes = 1 << 20;
     public const int MaxGuestBodyBytes = 1 << 20;
@@ -22,9 +20,6 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
     private readonly byte[] _input = GC.AllocateUninitializedArray<byte>(16 * 1024);
     private int _inputStart;
     private int _inputEnd;
-
-    /// <summary>Whether reads wait on their caller's thread, and complete before they return.</summary>
-    public bool WaitsOnCallingThread { get; set; }
 
     /// <summary>Reads one frame.</summary>
     /// <returns>The header and the body, which is valid until the next call.</returns>
@@ -72,10 +67,10 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
         try
         {
             // A frame that was begun is finished: half of one would end the sandbox.
-            await SendAllAsync(start).ConfigureAwait(false);
-            await SendAllAsync(body[together..]).ConfigureAwait(false);
+            await transport.SendAsync(start).ConfigureAwait(false);
+            await transport.SendAsync(body[together..]).ConfigureAwait(false);
         }
-        catch (SocketException e)
+        catch (IOException e)
         {
             throw new DhException(DhErrorReason.Guest, "The guest channel was closed while a request was sent: the microVM has ended.", e);
         }
@@ -90,23 +85,6 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
 
     public void Dispose() => _writing.Dispose();
 
-    private async ValueTask SendAllAsync(ReadOnlyMemory<byte> bytes)
-    {
-        while (bytes.Length > 0)
-        {
-            bytes = bytes[await socket.SendAsync(bytes, SocketFlags.None).ConfigureAwait(false)..];
-        }
-    }
-
-    private void WaitHere(CancellationToken cancellationToken)
-    {
-        using var cancelled = new WakeEvent();
-        using (cancellationToken.Register(cancelled.Set))
-        {
-            Poll.WaitAny(Timeout.InfiniteTimeSpan, socket.SafeHandle, cancelled.Handle);
-        }
-    }
-
     private async ValueTask FillAsync(Memory<byte> target, CancellationToken cancellationToken)
     {
         while (target.Length > 0)
@@ -116,16 +94,11 @@ internal sealed class GuestChannel(Socket socket) : IDisposable
                 try
                 {
                     _inputStart = 0;
-                    if (WaitsOnCallingThread)
-                    {
-                        WaitHere(cancellationToken);
-                    }
-
-                    _inputEnd = await socket.ReceiveAsync(_input, SocketFlags.None, cancellationToken).ConfigureAwait(false);
+                    _inputEnd = await transport.ReceiveAsync(_input, cancellationToken).ConfigureAwait(false);
                 }
-                catch (SocketException e)
+                catch (IOException e)
                 {
-                    throw new DhException(DhErrorReason.Guest, "The guest channel broke: the microVM has ended.", e);
+                    throw new DhException(DhErrorReason.Guest, $"The guest channel broke: {e.Message.TrimEnd('.')}.", e);
                 }
 
                 if (_inputEnd == 0)

@@ -1,4 +1,3 @@
-using System.Buffers;
 using System.Text.Json;
 
 namespace Dh.Guest;
@@ -77,19 +76,11 @@ internal sealed record GuestHeader
 /// <summary>The header of a frame to the guest.</summary>
 internal abstract record RequestHeader(string Type)
 {
-    public ReadOnlyMemory<byte> ToJson()
+    public ReadOnlyMemory<byte> ToJson() => JsonMembers.Write(json =>
     {
-        var output = new ArrayBufferWriter<byte>();
-        using (var json = new Utf8JsonWriter(output))
-        {
-            json.WriteStartObject();
-            json.WriteString("type"u8, Type);
-            WriteMembers(json);
-            json.WriteEndObject();
-        }
-
-        return output.WrittenMemory;
-    }
+        json.WriteString("type"u8, Type);
+        WriteMembers(json);
+    });
 
     protected abstract void WriteMembers(Utf8JsonWriter json);
 }

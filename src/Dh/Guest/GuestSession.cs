@@ -1,5 +1,4 @@
 using System.Diagnostics;
-using System.Net.Sockets;
 using System.Text;
 using System.Threading.Channels;
 using Dh.Linux;
@@ -16,7 +15,7 @@ namespace Dh.Guest;
 /// </code>
 /// No code is sent before the guest has said that it is no copy any more.
 /// </summary>
-internal sealed class GuestSession(Socket socket) : IDisposable
+internal sealed class GuestSession(IGuestTransport transport) : IDisposable
 {
     /// <summary>The protocol that this build speaks (docs/guest-protocol.md).</summary>
     public const int ProtocolVersion = 2;
@@ -38,7 +37,7 @@ internal sealed class GuestSession(Socket socket) : IDisposable
     private const int MaxCredit = 64 * 1024;
     private const int MaxUnusedCredits = 64;
 
-    private readonly GuestChannel _channel = new(socket);
+    private readonly GuestChannel _channel = new(transport);
     private State _state = State.Restored;
     private long _lastId;
 
@@ -51,17 +50,10 @@ internal sealed class GuestSession(Socket socket) : IDisposable
         Broken,
     }
 
-    /// <summary>Whether <see cref="ExecuteAsync"/> waits for the guest on its caller's thread.</summary>
-    public bool WaitsOnCallingThread
-    {
-        get => _channel.WaitsOnCallingThread;
-        set => _channel.WaitsOnCallingThread = value;
-    }
-
     /// <summary>Goes on with a session that another process has greeted and handed over.</summary>
-    /// <param name="socket">The guest channel.</param>
+    /// <param name="transport">The guest channel.</param>
     /// <param name="lastId">The number of the last request, as <see cref="HandOver"/> has told it.</param>
-    public static GuestSession Resume(Socket socket, long lastId) => new(socket) { _state = State.Greeted, _lastId = lastId };
+    public static GuestSession Resume(IGuestTransport transport, long lastId) => new(transport) { _state = State.Greeted, _lastId = lastId };
 
     /// <summary>Ends the use of the guest channel here, so that another process can go on with it.</summary>
     /// <returns>The number of the last request.</returns>

@@ -10,9 +10,9 @@ internal sealed class PoolConnection : IDisposable
     /// <summary>How long a daemon may take to accept and to answer; one that takes longer is stopped, or is no daemon.</summary>
     public static readonly TimeSpan AnswerLimit = TimeSpan.FromSeconds(2);
 
-    private readonly Socket _socket;
+    private readonly SafeSocketHandle _socket;
 
-    private PoolConnection(Socket socket) => _socket = socket;
+    private PoolConnection(SafeSocketHandle socket) => _socket = socket;
 
     /// <summary>Connects, and sends a request.</summary>
     /// <param name="path">The pool's socket.</param>
@@ -25,25 +25,25 @@ internal sealed class PoolConnection : IDisposable
             return null;
         }
 
-        byte[] packet = request.ToPacket(); // before the daemon waits for it
+        var packet = request.ToPacket(); // before the daemon waits for it
 
-        // The limit is for a daemon that accepts nobody any more: the kernel would keep a client waiting for ever.
-        var socket = new Socket(AddressFamily.Unix, SocketType.Seqpacket, ProtocolType.Unspecified) { SendTimeout = (int)AnswerLimit.TotalMilliseconds };
+        SafeSocketHandle? socket = null;
         try
         {
-            PoolFiles.WithShortPath(path, shortPath => socket.Connect(new UnixDomainSocketEndPoint(shortPath)));
-            if (UnixSockets.GetPeerCredentials(socket.SafeHandle).Uid == UnixSockets.CurrentUserId)
+            // The limit is for a daemon that accepts nobody any more: the kernel would keep a client waiting for ever.
+            PoolFiles.WithShortPath(path, shortPath => socket = UnixSockets.Connect(shortPath, UnixSocketKind.SequencedPacket, AnswerLimit));
+            if (UnixSockets.GetPeerCredentials(socket!).Uid == UnixSockets.CurrentUserId)
             {
-                FdPassing.Send(socket.SafeHandle, packet);
-                return new PoolConnection(socket);
+                FdPassing.Send(socket!, packet.Span);
+                return new PoolConnection(socket!);
             }
         }
-        catch (Exception e) when (e is SocketException or LinuxException)
+        catch (LinuxException)
         {
             // A socket that a daemon has left behind, or one that went away just now.
         }
 
-        socket.Dispose();
+        socket?.Dispose();
         return null;
     }
 
@@ -60,7 +60,7 @@ internal sealed class PoolConnection : IDisposable
             using (var cancelled = new WakeEvent())
             using (cancellationToken.Register(cancelled.Set))
             {
-                if ((Poll.WaitAny(limit, _socket.SafeHandle, cancelled.Handle) & 1) == 0)
+                if ((Poll.WaitAny(limit, _socket, cancelled.Handle) & 1) == 0)
                 {
                     cancellationToken.ThrowIfCancellationRequested();
                     return default;
@@ -68,7 +68,7 @@ internal sealed class PoolConnection : IDisposable
             }
 
             byte[] packet = GC.AllocateUninitializedArray<byte>(PoolJson.MaxPacket);
-            int length = FdPassing.Receive(_socket.SafeHandle, packet, received);
+            int length = FdPassing.Receive(_socket, packet, received);
             var answer = length > 0 ? PoolAnswer.TryParse(packet.AsMemory(0, length)) : null;
             first = answer is null ? null : received.FirstOrDefault();
             return (answer, first);

@@ -388,7 +388,7 @@ public sealed class PoolDaemon : IAsyncDisposable
         };
         using (var descriptor = new SafeFileHandle(channel.Handle, ownsHandle: false))
         {
-            FdPassing.Send(client.SafeHandle, answer.ToPacket(), descriptor);
+            FdPassing.Send(client.SafeHandle, answer.ToPacket().Span, descriptor);
         }
 
         _pool.Waited(Stopwatch.GetElapsedTime(accepted));
@@ -469,7 +469,7 @@ public sealed class PoolDaemon : IAsyncDisposable
     }
 
     private static void Send(Socket client, PoolAnswer answer) =>
-        FdPassing.Send(client.SafeHandle, answer.ToPacket());
+        FdPassing.Send(client.SafeHandle, answer.ToPacket().Span);
 
     // A packet has a limit, and JSON may need six bytes for one of these.
     private static string Tail(string words) => words.Length <= 4000 ? words : words[^4000..];

@@ -1,4 +1,3 @@
-using System.Buffers;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 
@@ -42,7 +41,7 @@ internal sealed record PoolRequest
     });
 
     /// <summary>The packet.</summary>
-    public byte[] ToPacket() => PoolJson.Write(json =>
+    public ReadOnlyMemory<byte> ToPacket() => JsonMembers.Write(json =>
     {
         json.WriteString("type"u8, Type);
         PoolJson.WriteText(json, "snapshot"u8, Snapshot);
@@ -106,7 +105,7 @@ internal sealed record PoolAnswer
     });
 
     /// <summary>The packet.</summary>
-    public byte[] ToPacket() => PoolJson.Write(json =>
+    public ReadOnlyMemory<byte> ToPacket() => JsonMembers.Write(json =>
     {
         json.WriteString("type"u8, Type);
         PoolJson.WriteText(json, "message"u8, Message);
@@ -145,20 +144,6 @@ internal sealed partial class PoolJson : JsonSerializerContext
         {
             return null;
         }
-    }
-
-    /// <summary>Writes one packet.</summary>
-    public static byte[] Write(Action<Utf8JsonWriter> writeMembers)
-    {
-        var output = new ArrayBufferWriter<byte>();
-        using (var json = new Utf8JsonWriter(output))
-        {
-            json.WriteStartObject();
-            writeMembers(json);
-            json.WriteEndObject();
-        }
-
-        return output.WrittenSpan.ToArray();
     }
 
     /// <summary>Writes a member that is there.</summary>

@@ -1,8 +1,8 @@
 using System.Diagnostics;
-using System.Net.Sockets;
 using Dh.Guest;
 using Dh.Sandboxes;
 using Dh.Snapshots;
+using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Pool;
 
@@ -20,15 +20,15 @@ public sealed class PooledSandbox : ISandbox
     private static readonly TimeSpan EndLimit = TimeSpan.FromSeconds(1);
 
     private readonly PoolConnection _connection;
-    private readonly Socket _guest;
+    private readonly SafeFileHandle _guest;
     private readonly GuestSession _session;
     private bool _leaveTeardown;
 
-    private PooledSandbox(PoolConnection connection, Socket guest, long lastRequest)
+    private PooledSandbox(PoolConnection connection, SafeFileHandle guest, long lastRequest)
     {
         _connection = connection;
         _guest = guest;
-        _session = GuestSession.Resume(guest, lastRequest);
+        _session = GuestSession.Resume(new DescriptorTransport(guest), lastRequest);
     }
 
     /// <inheritdoc/>
@@ -44,14 +44,10 @@ public sealed class PooledSandbox : ISandbox
     public TimeSpan RestoreTime { get; private init; }
 
     /// <summary>
-    /// Whether <see cref="ExecuteAsync"/> waits for the guest on its caller's thread: for a program that has nothing else to do, and would begin
-    /// threads only to wait in them. Default: no.
+    /// Whether <see cref="ExecuteAsync"/> waits for the guest on its caller's thread, instead of one of its own: for a program that has nothing else
+    /// to do. Default: no.
     /// </summary>
-    public bool WaitsOnCallingThread
-    {
-        get => _session.WaitsOnCallingThread;
-        set => _session.WaitsOnCallingThread = value;
-    }
+    public bool WaitsOnCallingThread { get; set; }
 
     /// <summary>Takes a sandbox out of the pool that keeps such, and waits for one where none is ready.</summary>
     /// <param name="snapshot">Of what.</param>
@@ -84,9 +80,7 @@ public sealed class PooledSandbox : ISandbox
             if (answer is { Type: PoolAnswer.Sandbox } && channel is not null
                 && Enum.TryParse<MemoryPolicy>(answer.MemoryPolicy, out var policy) && Sandboxes.Isolation.TryParse(answer.Isolation ?? "", out var granted))
             {
-                var handle = new SafeSocketHandle(channel.DangerousGetHandle(), ownsHandle: true);
-                channel.SetHandleAsInvalid(); // the socket owns it now
-                taken = new PooledSandbox(connection, new Socket(handle), answer.LastRequest)
+                taken = new PooledSandbox(connection, channel, answer.LastRequest)
                 {
                     MemoryPolicy = policy,
                     Isolation = granted,
@@ -115,10 +109,31 @@ public sealed class PooledSandbox : ISandbox
     }
 
     /// <inheritdoc/>
-    public async Task<ExecutionResult> ExecuteAsync(ExecutionRequest request, IOutputSink output, CancellationToken cancellationToken = default)
+    public Task<ExecutionResult> ExecuteAsync(ExecutionRequest request, IOutputSink output, CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(request);
         ArgumentNullException.ThrowIfNull(output);
+        return WaitsOnCallingThread
+            ? RunAsync(request, output, cancellationToken)
+            : Task.Factory.StartNew(() => RunAsync(request, output, cancellationToken), CancellationToken.None, TaskCreationOptions.LongRunning, TaskScheduler.Default).Unwrap();
+    }
+
+    /// <inheritdoc/>
+    public ValueTask DisposeAsync()
+    {
+        if (_leaveTeardown)
+        {
+            return ValueTask.CompletedTask;
+        }
+
+        _session.Dispose();
+        _guest.Dispose();
+        _connection.Dispose();
+        return ValueTask.CompletedTask;
+    }
+
+    private async Task<ExecutionResult> RunAsync(ExecutionRequest request, IOutputSink output, CancellationToken cancellationToken)
+    {
         try
         {
             return await _session.ExecuteAsync(request, output, cancellationToken).ConfigureAwait(false);
@@ -140,18 +155,4 @@ public sealed class PooledSandbox : ISandbox
     /// begin another, while the program still needs a processor.
     /// </summary>
     public void LeaveTeardown() => _leaveTeardown = true;
-
-    /// <inheritdoc/>
-    public ValueTask DisposeAsync()
-    {
-        if (_leaveTeardown)
-        {
-            return ValueTask.CompletedTask;
-        }
-
-        _session.Dispose();
-        _guest.Dispose();
-        _connection.Dispose();
-        return ValueTask.CompletedTask;
-    }
 }

@@ -228,7 +228,7 @@ public static class SnapshotPreparation
                 {
                     var timeLimit = options.Template.Engine == "deephaven" ? JvmBootTimeLimit : BootTimeLimit;
                     await vmm.ResumeAsync(cancellationToken).ConfigureAwait(false);
-                    using var session = new GuestSession(await vmm.ConnectGuestAsync(timeLimit, cancellationToken).ConfigureAwait(false));
+                    using var session = new GuestSession(new SocketTransport(await vmm.ConnectGuestAsync(timeLimit, cancellationToken).ConfigureAwait(false)));
                     await session.WaitReadyAsync(timeLimit, cancellationToken).ConfigureAwait(false);
                 }
                 catch (DhException e) when (e.Reason == DhErrorReason.Guest)

@@ -299,7 +299,7 @@ public sealed class Sandbox : ISandbox
         try
         {
             _guest = await _vmm.ConnectGuestAsync(timeLimit, cancellationToken).ConfigureAwait(false);
-            _session = new GuestSession(_guest);
+            _session = new GuestSession(new SocketTransport(_guest));
             await _session.GreetAsync(timeLimit, cancellationToken).ConfigureAwait(false);
         }
         catch (DhException e) when (e.Reason == DhErrorReason.Guest)

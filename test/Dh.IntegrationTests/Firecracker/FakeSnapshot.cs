@@ -41,7 +41,7 @@ internal static class FakeSnapshot
         await using (var vmm = await driver.BootAsync(machine, PathOf(Snapshot.MemoryName), options, cancellation))
         {
             await vmm.ResumeAsync(cancellation);
-            using var session = new GuestSession(await vmm.ConnectGuestAsync(options.StepTimeLimit, cancellation));
+            using var session = new GuestSession(new SocketTransport(await vmm.ConnectGuestAsync(options.StepTimeLimit, cancellation)));
             await session.WaitReadyAsync(options.StepTimeLimit, cancellation);
             await vmm.PauseAsync(cancellation);
             await vmm.SaveAsync(PathOf(Snapshot.StateName), cancellation);

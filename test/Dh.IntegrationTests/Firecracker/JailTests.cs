@@ -69,7 +69,7 @@ public sealed class JailTests : IAsyncLifetime
 
             await vmm.WaitRestoredAsync(Cancellation);
             await vmm.ResumeAsync(Cancellation);
-            using var session = new GuestSession(await vmm.ConnectGuestAsync(Bound, Cancellation));
+            using var session = new GuestSession(new SocketTransport(await vmm.ConnectGuestAsync(Bound, Cancellation)));
             await session.GreetAsync(Bound, Cancellation);
             foreach (string name in (string[])["state", "root.img"])
             {
@@ -112,7 +112,7 @@ public sealed class JailTests : IAsyncLifetime
         await using (var vmm = await _driver.BootAsync(machine, _run["memory"], options, Cancellation))
         {
             await vmm.ResumeAsync(Cancellation);
-            using var session = new GuestSession(await vmm.ConnectGuestAsync(Bound, Cancellation));
+            using var session = new GuestSession(new SocketTransport(await vmm.ConnectGuestAsync(Bound, Cancellation)));
             await session.WaitReadyAsync(Bound, Cancellation);
             await vmm.PauseAsync(Cancellation);
             await vmm.SaveAsync(_run["state"], Cancellation);

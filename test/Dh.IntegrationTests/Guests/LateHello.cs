@@ -33,7 +33,7 @@ internal static class LateHello
         var socket = await vmm.ConnectGuestAsync(TimeLimit, cancellationToken);
         await socket.SendAsync("\u0010\0\0\0\0\0\0\0{\"type\":\"knock\"}"u8.ToArray(), cancellationToken); // a frame of no known type, which is ignored
         await Task.Delay(TimeSpan.FromSeconds(1), cancellationToken);
-        using var session = new GuestSession(socket);
+        using var session = new GuestSession(new SocketTransport(socket));
         await session.GreetAsync(TimeLimit, cancellationToken);
         var output = new CapturedText();
         var result = await session.ExecuteAsync(new ExecutionRequest { Source = code }, output, cancellationToken);

@@ -35,7 +35,7 @@ public sealed class PageServerCommandTests(PreparedHome prepared) : IDisposable
         try
         {
             var socket = await ConnectAsync(channelPath);
-            using (var session = new GuestSession(socket))
+            using (var session = new GuestSession(new SocketTransport(socket)))
             {
                 await session.GreetAsync(Bound, Cancellation);
                 var output = new Output();

@@ -85,7 +85,7 @@ public sealed class GuestFuzzTests
     private static async Task<(int Read, int Refused)> ReadBatchAsync(Random random)
     {
         using var guest = new FakeGuest();
-        using var channel = new GuestChannel(guest.Near);
+        using var channel = new GuestChannel(new SocketTransport(guest.Near));
         var bytes = new List<byte>();
         var bodies = new List<byte[]>();
         bool ends = false;
@@ -127,7 +127,7 @@ public sealed class GuestFuzzTests
     private static async Task<bool> ConverseAsync(byte[] bytes)
     {
         using var guest = new FakeGuest();
-        using var session = new GuestSession(guest.Near);
+        using var session = new GuestSession(new SocketTransport(guest.Near));
         await guest.SayAsync(bytes);
         guest.FallSilent();
         try

@@ -2,6 +2,7 @@ using System.Text;
 using Dh.Guest;
 using Dh.Preparation;
 using Dh.TestSupport;
+using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Tests.Guest;
 
@@ -15,7 +16,7 @@ public sealed class GuestSessionTests : IDisposable
     private readonly FakeGuest _guest = new();
     private readonly GuestSession _session;
 
-    public GuestSessionTests() => _session = new GuestSession(_guest.Near);
+    public GuestSessionTests() => _session = new GuestSession(new SocketTransport(_guest.Near));
 
     [Fact(Timeout = TestLimitMs)]
     public async Task A_run_streams_its_output_and_ends_with_its_result()
@@ -35,11 +36,11 @@ public sealed class GuestSessionTests : IDisposable
     public async Task A_run_that_waits_on_its_callers_thread_has_ended_when_it_returns()
     {
         await GreetAsync();
-        _session.WaitsOnCallingThread = true;
+        using var session = GuestSession.Resume(Waiting(), _session.HandOver());
         await _guest.SayFrameAsync("""{"type": "stdout", "id": 1}""", "out"u8.ToArray());
         await _guest.SayFrameAsync(FakeGuest.Result());
         var output = new CapturedText();
-        var run = _session.ExecuteAsync(new ExecutionRequest { Source = "code" }, output, Cancellation);
+        var run = session.ExecuteAsync(new ExecutionRequest { Source = "code" }, output, Cancellation);
         Assert.True(run.IsCompletedSuccessfully);
         Assert.Equal(("out", 0), (output.Text, (await run).ExitCode));
     }
@@ -50,10 +51,10 @@ public sealed class GuestSessionTests : IDisposable
     public async Task A_run_that_waits_on_its_callers_thread_can_be_interrupted(bool byTimeout)
     {
         await GreetAsync();
-        _session.WaitsOnCallingThread = true;
+        using var session = GuestSession.Resume(Waiting(), _session.HandOver());
         using var cancelled = new CancellationTokenSource();
         var request = new ExecutionRequest { Source = "code", Timeout = byTimeout ? TimeSpan.FromMilliseconds(100) : null };
-        var run = Task.Run(() => _session.ExecuteAsync(request, new CapturedText(), cancelled.Token), Cancellation);
+        var run = Task.Run(() => session.ExecuteAsync(request, new CapturedText(), cancelled.Token), Cancellation);
         Assert.Equal("exec", (await _guest.HearFrameAsync()).Type);
         if (!byTimeout)
         {
@@ -63,6 +64,26 @@ public sealed class GuestSessionTests : IDisposable
         Assert.Equal("cancel", (await _guest.HearFrameAsync()).Type);
         var result = await run; // the guest never answers
         Assert.Equal((byTimeout ? ExecutionOutcome.Timeout : ExecutionOutcome.Interrupted, 137), (result.Outcome, result.ExitCode));
+    }
+
+    [Fact(Timeout = 20_000)]
+    public async Task Code_that_the_guest_does_not_take_does_not_keep_a_waiting_thread_from_its_timeout()
+    {
+        await GreetAsync();
+        using var session = GuestSession.Resume(Waiting(), _session.HandOver());
+        var request = new ExecutionRequest { Source = new string('#', ExecutionRequest.MaxSourceBytes), Timeout = TimeSpan.FromMilliseconds(100) };
+        Assert.Equal(ExecutionOutcome.Timeout, (await Task.Run(() => session.ExecuteAsync(request, new CapturedText(), Cancellation), Cancellation)).Outcome);
+    }
+
+    [Fact(Timeout = TestLimitMs)]
+    public async Task A_waiting_thread_sees_the_end_of_the_guest()
+    {
+        await GreetAsync();
+        using var session = GuestSession.Resume(Waiting(), _session.HandOver());
+        var run = Task.Run(() => session.ExecuteAsync(new ExecutionRequest { Source = "code" }, new CapturedText(), Cancellation), Cancellation);
+        Assert.Equal("exec", (await _guest.HearFrameAsync()).Type);
+        _guest.HangUp();
+        Assert.StartsWith("The guest channel ", (await Assert.ThrowsAsync<DhException>(() => run)).Message, StringComparison.Ordinal);
     }
 
     [Theory(Timeout = TestLimitMs)]
@@ -83,7 +104,7 @@ public sealed class GuestSessionTests : IDisposable
     {
         await GreetAsync();
         await RunAsync(_session, FakeGuest.Result());
-        using var next = GuestSession.Resume(_guest.Near, _session.HandOver());
+        using var next = GuestSession.Resume(new SocketTransport(_guest.Near), _session.HandOver());
         await RunAsync(next, FakeGuest.Result(id: 2));
         await Assert.ThrowsAsync<InvalidOperationException>(() => _session.ExecuteAsync(new ExecutionRequest { Source = "code" }, new CapturedText(), Cancellation));
         Assert.Throws<InvalidOperationException>(() => _session.HandOver());
@@ -414,6 +435,8 @@ public sealed class GuestSessionTests : IDisposable
 
     private static string Clock(string type, TimeSpan ahead) =>
         $$"""{"type": "{{type}}", "protocol": 2, "wall_clock_ns": {{(DateTimeOffset.UtcNow + ahead - DateTimeOffset.UnixEpoch).Ticks * 100}}}""";
+
+    private DescriptorTransport Waiting() => new(new SafeFileHandle(_guest.Near.Handle, ownsHandle: false));
 
     private async Task GreetAsync()
     {

@@ -1,7 +1,5 @@
 using System.Net.Sockets;
 using System.Text.Json;
-using System.Text.Json.Serialization;
-using System.Text.Json.Serialization.Metadata;
 using System.Threading.Channels;
 using Dh.Linux;
 using Microsoft.Win32.SafeHandles;
@@ -16,6 +14,7 @@ internal sealed class QmpClient : IDisposable
 {
     private const int MaxLineBytes = 1 << 20;
     private const int MaxWaiting = 64;
+    private const int MaxDepth = 64;
     private const string MigrationEvent = "MIGRATION";
 
     private readonly Socket _socket;
@@ -40,7 +39,7 @@ internal sealed class QmpClient : IDisposable
     public async Task ConnectAsync(CancellationToken cancellationToken)
     {
         var greeting = await NextAsync(_replies.Reader, "greeting", cancellationToken).ConfigureAwait(false);
-        if (greeting.QMP is null)
+        if (!greeting.IsGreeting)
         {
             throw new DhException(DhErrorReason.Vmm, "QEMU's first words on its monitor are no QMP greeting.");
         }
@@ -49,47 +48,61 @@ internal sealed class QmpClient : IDisposable
     }
 
     /// <summary>A command without arguments.</summary>
-    public Task ExecuteAsync(string command, CancellationToken cancellationToken) =>
-        SendAsync(new QmpCommand(command), QmpJson.Default.QmpCommand, command, null, cancellationToken);
+    public Task ExecuteAsync(string command, CancellationToken cancellationToken) => SendAsync(command, null, null, cancellationToken);
 
     /// <summary>balloon: asks the guest to give memory back until it has this much left, or to take it again; the guest takes its time.</summary>
     /// <param name="bytes">What the guest is to have.</param>
     /// <param name="cancellationToken">Gives up.</param>
-    public Task SetBalloonAsync(long bytes, CancellationToken cancellationToken) => SendAsync(
-        new QmpCommand<BalloonTarget>("balloon", new BalloonTarget(bytes)), QmpJson.Default.QmpCommandBalloonTarget, "balloon", null, cancellationToken);
+    public Task SetBalloonAsync(long bytes, CancellationToken cancellationToken) =>
+        SendAsync("balloon", json => json.WriteNumber("value"u8, bytes), null, cancellationToken);
 
     /// <summary>migrate-set-capabilities: what a save and a restore must both have on.</summary>
-    public Task SetMigrationCapabilitiesAsync(CancellationToken cancellationToken) => SendAsync(
-        new QmpCommand<MigrationCapabilities>("migrate-set-capabilities", new MigrationCapabilities([new("x-ignore-shared", true), new("events", true)])),
-        QmpJson.Default.QmpCommandMigrationCapabilities,
-        "migrate-set-capabilities",
-        null,
-        cancellationToken);
+    public Task SetMigrationCapabilitiesAsync(CancellationToken cancellationToken) => SendAsync("migrate-set-capabilities", WriteCapabilities, null, cancellationToken);
 
     /// <summary>migrate-incoming from an inherited descriptor; ends when the state is loaded.</summary>
     public async Task MigrateIncomingAsync(int descriptor, CancellationToken cancellationToken)
     {
-        await SendAsync(
-            new QmpCommand<MigrationUri>("migrate-incoming", new MigrationUri($"fd:{descriptor}")), QmpJson.Default.QmpCommandMigrationUri, "migrate-incoming", null, cancellationToken)
-            .ConfigureAwait(false);
+        await SendAsync("migrate-incoming", json => json.WriteString("uri"u8, $"fd:{descriptor}"), null, cancellationToken).ConfigureAwait(false);
         await WaitMigrationAsync("migrate-incoming", cancellationToken).ConfigureAwait(false);
     }
 
     /// <summary>migrate to a file that is passed along; ends when the state is written.</summary>
     public async Task MigrateAsync(SafeFileHandle file, CancellationToken cancellationToken)
     {
-        await SendAsync(new QmpCommand<FdName>("getfd", new FdName("state")), QmpJson.Default.QmpCommandFdName, "getfd", file, cancellationToken).ConfigureAwait(false);
-        await SendAsync(new QmpCommand<MigrationUri>("migrate", new MigrationUri("fd:state")), QmpJson.Default.QmpCommandMigrationUri, "migrate", null, cancellationToken)
-            .ConfigureAwait(false);
+        await SendAsync("getfd", static json => json.WriteString("fdname"u8, "state"u8), file, cancellationToken).ConfigureAwait(false);
+        await SendAsync("migrate", static json => json.WriteString("uri"u8, "fd:state"u8), null, cancellationToken).ConfigureAwait(false);
         await WaitMigrationAsync("migrate", cancellationToken).ConfigureAwait(false);
     }
 
     /// <inheritdoc/>
     public void Dispose() => _socket.Dispose();
 
-    private async Task SendAsync<T>(T command, JsonTypeInfo<T> type, string name, SafeFileHandle? descriptor, CancellationToken cancellationToken)
+    private static void WriteCapabilities(Utf8JsonWriter json)
     {
-        byte[] line = [.. JsonSerializer.SerializeToUtf8Bytes(command, type), (byte)'\n'];
+        json.WriteStartArray("capabilities"u8);
+        foreach (string name in (string[])["x-ignore-shared", "events"])
+        {
+            json.WriteStartObject();
+            json.WriteString("capability"u8, name);
+            json.WriteBoolean("state"u8, true);
+            json.WriteEndObject();
+        }
+
+        json.WriteEndArray();
+    }
+
+    private async Task SendAsync(string name, Action<Utf8JsonWriter>? writeArguments, SafeFileHandle? descriptor, CancellationToken cancellationToken)
+    {
+        byte[] line = [.. JsonMembers.Write(json =>
+        {
+            json.WriteString("execute"u8, name);
+            if (writeArguments is not null)
+            {
+                json.WriteStartObject("arguments"u8);
+                writeArguments(json);
+                json.WriteEndObject();
+            }
+        }).Span, (byte)'\n'];
         try
         {
             FdPassing.Send(_socket.SafeHandle, line, descriptor is null ? [] : [descriptor]);
@@ -111,7 +124,7 @@ internal sealed class QmpClient : IDisposable
         while (true)
         {
             var message = await NextAsync(_events.Reader, command, cancellationToken).ConfigureAwait(false);
-            switch (message.Event, message.Data?.Status)
+            switch (message.Event, message.Status)
             {
                 case (MigrationEvent, "completed"):
                     return;
@@ -172,7 +185,7 @@ internal sealed class QmpClient : IDisposable
                 int start = 0;
                 for (int end; (end = Array.IndexOf(buffer, (byte)'\n', start, length - start)) >= 0; start = end + 1)
                 {
-                    Take(Parse(buffer.AsSpan(start, end - start)));
+                    Take(Parse(buffer.AsMemory(start, end - start)));
                 }
 
                 buffer.AsSpan(start, length - start).CopyTo(buffer);
@@ -190,12 +203,13 @@ internal sealed class QmpClient : IDisposable
         }
     }
 
-    private static QmpMessage Parse(ReadOnlySpan<byte> line)
+    private static QmpMessage Parse(ReadOnlyMemory<byte> line)
     {
         try
         {
-            var message = JsonSerializer.Deserialize(line, QmpJson.Default.QmpMessage);
-            return message is { Id: null } && (message.QMP ?? message.Return ?? (object?)message.Error ?? message.Event) is not null
+            return JsonMembers.Read(line, MaxDepth, static json => new QmpMessage(
+                json.Has("QMP"u8), json.Has("return"u8), json.Object("error"u8, static error => new QmpError(error.Text("class"u8), error.Text("desc"u8))),
+                json.Text("event"u8), json.Object("data"u8, static data => data.Text("status"u8) ?? ""), json.Has("id"u8))) is { IsOurs: true } message
                 ? message
                 : throw new InvalidDataException("a line that is no greeting, event, or answer to a command of ours.");
         }
@@ -217,33 +231,13 @@ internal sealed class QmpClient : IDisposable
             throw new InvalidDataException($"more than {MaxWaiting} lines that nobody has asked for.");
         }
     }
+
+    private sealed record QmpError(string? Class, string? Desc);
+
+    /// <summary>A line of QEMU's.</summary>
+    private sealed record QmpMessage(bool IsGreeting, bool IsReturn, QmpError? Error, string? Event, string? Status, bool HasId)
+    {
+        /// <summary>Whether it is something that can come without a command that has an id, which ours have not.</summary>
+        public bool IsOurs => !HasId && (IsGreeting || IsReturn || Error is not null || Event is not null);
+    }
 }
-
-internal sealed record QmpCommand(string Execute);
-
-internal sealed record QmpCommand<T>(string Execute, T Arguments);
-
-internal sealed record MigrationCapability(string Capability, bool State);
-
-internal sealed record MigrationCapabilities(IReadOnlyList<MigrationCapability> Capabilities);
-
-internal sealed record MigrationUri(string Uri);
-
-internal sealed record FdName(string Fdname);
-
-internal sealed record BalloonTarget(long Value);
-
-internal sealed record QmpError(string? Class, string? Desc);
-
-internal sealed record QmpEventData(string? Status);
-
-internal sealed record QmpMessage([property: JsonPropertyName("QMP")] JsonElement? QMP, JsonElement? Return, QmpError? Error, string? Event, QmpEventData? Data, JsonElement? Id);
-
-[JsonSourceGenerationOptions(PropertyNamingPolicy = JsonKnownNamingPolicy.CamelCase)]
-[JsonSerializable(typeof(QmpCommand))]
-[JsonSerializable(typeof(QmpCommand<MigrationCapabilities>))]
-[JsonSerializable(typeof(QmpCommand<MigrationUri>))]
-[JsonSerializable(typeof(QmpCommand<FdName>))]
-[JsonSerializable(typeof(QmpCommand<BalloonTarget>))]
-[JsonSerializable(typeof(QmpMessage))]
-internal sealed partial class QmpJson : JsonSerializerContext;
