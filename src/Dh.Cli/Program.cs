@@ -32,11 +32,12 @@ internal static class Program
         // An argument that starts with '@' is an argument, not a file of arguments.
         var parser = new ParserConfiguration { ResponseFileTokenReplacer = null };
         var exec = new ExecCommand(entered);
-        var parsed = args is ["exec", .. var rest] ? exec.Parse(exec.TakeOperands(rest), parser) : null;
+        string[]? options = args is ["exec", .. var rest] ? exec.TakeOperands(rest) : null;
+        var parsed = options is null ? null : exec.Parse(options, parser);
         if (parsed is not { Errors.Count: 0 })
         {
             // Who runs code does not wait for what else there is: all of it, and help, comes after what is not just that.
-            parsed = AllCommands(exec).Parse(args is ["exec", ..] ? ["exec", .. exec.TakeOperands(args[1..])] : args, parser);
+            parsed = AllCommands(exec).Parse(options is null ? args : ["exec", .. options], parser);
         }
 
         if (parsed.Errors.Count > 0)
@@ -54,6 +55,7 @@ internal static class Program
             return (int)Failure.Report(error);
         }
     }
+
     private static RootCommand AllCommands(ExecCommand exec) => new("Runs Python in a fresh microVM that is restored from a memory snapshot.")
     {
         exec,

@@ -63,7 +63,6 @@ internal sealed partial record VersionChoice(string? Template, string? Version, 
 
         var snapshots = store.List();
         string prepare = "dh vm prepare" + (Template is not null ? $" --template {Template}" : "") + (Version is not null ? $" --version {Version}" : "");
-
         string what = Template is not null ? $" of the template '{Template}'" : Version is not null ? $" of version {Version} ({Reason})" : "";
         string known = snapshots.Count == 0
             ? ""

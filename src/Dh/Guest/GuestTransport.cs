@@ -59,6 +59,7 @@ internal sealed class DescriptorTransport(SafeFileHandle descriptor) : IGuestTra
     /// <inheritdoc/>
     public ValueTask<int> ReceiveAsync(Memory<byte> buffer, CancellationToken cancellationToken)
     {
+        // Code runs as long as it takes: what ends the wait is the guest, its end, or the token, which a time limit cancels.
         using var cancelled = new WakeEvent();
         using (cancellationToken.Register(cancelled.Set))
         {
