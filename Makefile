@@ -49,9 +49,10 @@ demo: setup build ## Prepare a Python snapshot and run code in it
 	DH_VM_NO_UFFD=1 $(DH) exec -c "print('same')"
 	seq 5 | $(DH) exec -c "import sys; print(sum(map(int, sys.stdin)))"
 
-test: setup build $(POWER_CUT) ## Run all tests; the last line counts them
+test: setup build $(POWER_CUT) ## Run all tests; the last lines name those that failed, and count
 	@log=$$(mktemp); \
 	dotnet test --solution Dh.slnx 2>&1 | tee $$log; code=$$?; \
+	grep '^failed ' $$log; \
 	awk '/^  succeeded:/{p=$$2}/^  failed:/{f=$$2}/^  skipped:/{s=$$2}END{printf "%d passed, %d failed, %d skipped\n",p,f,s}' $$log; \
 	rm -f $$log; exit $$code
 

@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using System.Runtime.CompilerServices;
 using System.Text.Json;
 
 namespace Dh.Guest;
@@ -85,32 +86,45 @@ internal sealed class GuestChannel(IGuestTransport transport) : IDisposable
 
     public void Dispose() => _writing.Dispose();
 
+    // Pooled: a guest that sends its output in small pieces must not make the host allocate for each.
+    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder))]
     private async ValueTask FillAsync(Memory<byte> target, CancellationToken cancellationToken)
     {
         while (target.Length > 0)
         {
-            if (_inputStart == _inputEnd)
+            if (_inputStart < _inputEnd)
             {
-                try
-                {
-                    _inputStart = 0;
-                    _inputEnd = await transport.ReceiveAsync(_input, cancellationToken).ConfigureAwait(false);
-                }
-                catch (IOException e)
-                {
-                    throw new DhException(DhErrorReason.Guest, $"The guest channel broke: {e.Message.TrimEnd('.')}.", e);
-                }
-
-                if (_inputEnd == 0)
-                {
-                    throw new DhException(DhErrorReason.Guest, "The guest channel ended: the microVM has ended.");
-                }
+                int count = Math.Min(target.Length, _inputEnd - _inputStart);
+                _input.AsMemory(_inputStart, count).CopyTo(target);
+                _inputStart += count;
+                target = target[count..];
             }
-
-            int count = Math.Min(target.Length, _inputEnd - _inputStart);
-            _input.AsMemory(_inputStart, count).CopyTo(target);
-            _inputStart += count;
-            target = target[count..];
+            else if (target.Length >= _input.Length)
+            {
+                // What is larger than the buffer goes where it belongs.
+                target = target[await ReceiveAsync(target, cancellationToken).ConfigureAwait(false)..];
+            }
+            else
+            {
+                _inputStart = _inputEnd = 0;
+                _inputEnd = await ReceiveAsync(_input, cancellationToken).ConfigureAwait(false);
+            }
         }
+    }
+
+    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
+    private async ValueTask<int> ReceiveAsync(Memory<byte> buffer, CancellationToken cancellationToken)
+    {
+        int count;
+        try
+        {
+            count = await transport.ReceiveAsync(buffer, cancellationToken).ConfigureAwait(false);
+        }
+        catch (IOException e)
+        {
+            throw new DhException(DhErrorReason.Guest, $"The guest channel broke: {e.Message.TrimEnd('.')}.", e);
+        }
+
+        return count > 0 ? count : throw new DhException(DhErrorReason.Guest, "The guest channel ended: the microVM has ended.");
     }
 }

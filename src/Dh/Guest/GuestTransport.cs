@@ -1,4 +1,5 @@
 using System.Net.Sockets;
+using System.Runtime.CompilerServices;
 using Dh.Linux;
 using Microsoft.Win32.SafeHandles;
 
@@ -21,6 +22,7 @@ internal interface IGuestTransport
 internal sealed class SocketTransport(Socket socket) : IGuestTransport
 {
     /// <inheritdoc/>
+    [AsyncMethodBuilder(typeof(PoolingAsyncValueTaskMethodBuilder<>))]
     public async ValueTask<int> ReceiveAsync(Memory<byte> buffer, CancellationToken cancellationToken)
     {
         try

@@ -38,6 +38,7 @@ public sealed class PageServer : IAsyncDisposable
     private volatile bool _handshakeDone;
     private volatile GuestMemory? _memory;
     private volatile FaultLoop? _loop;
+    private volatile PageServerException? _failure;
     private long _plannedBytes;
     private int _disposed;
 
@@ -67,6 +68,9 @@ public sealed class PageServer : IAsyncDisposable
     /// go on, in whatever state.
     /// </summary>
     public Task<PageServerEnd> Completion => _completion.Task;
+
+    /// <summary>What it fails with, known before the VMM is killed for it; null when nothing has failed.</summary>
+    internal PageServerException? Failure => _failure;
 
     /// <summary>Serves a VMM through a socket that is connected to it already.</summary>
     /// <param name="connection">Our end; the server owns it from now on.</param>
@@ -205,7 +209,6 @@ public sealed class PageServer : IAsyncDisposable
 
     private void Run()
     {
-        PageServerException? failure = null;
         var end = PageServerEnd.Stopped;
         try
         {
@@ -215,17 +218,17 @@ public sealed class PageServer : IAsyncDisposable
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            failure = e as PageServerException ?? new PageServerException($"The page server for {_source.Path} failed: {e.Message}", e);
-            failure = EndVmm(failure);
+            _failure = e as PageServerException ?? new PageServerException($"The page server for {_source.Path} failed: {e.Message}", e);
+            _failure = EndVmm(_failure);
         }
 
-        if (failure is null && end == PageServerEnd.Stopped)
+        if (_failure is null && end == PageServerEnd.Stopped)
         {
             _ = _peer?.SendSignal(PidFd.SigKill); // a page server that goes takes its VMM with it
         }
 
         Close();
-        if (failure is null)
+        if (_failure is not { } failure)
         {
             _completion.SetResult(end);
         }

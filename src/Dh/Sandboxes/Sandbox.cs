@@ -313,12 +313,12 @@ public sealed class Sandbox : ISandbox
     /// <summary>What the page server has failed with, and killed the VMM for; null when it did not.</summary>
     private async Task<PageServerException?> PageServerFailureAsync()
     {
-        if (_pageServer is not null && _vmm.Exited.IsCompleted)
+        if (_pageServer is { Failure: null } && _vmm.Exited.IsCompleted)
         {
             await Task.WhenAny(_pageServer.Completion, Task.Delay(EndTimeLimit)).ConfigureAwait(false);
         }
 
-        return _pageServer is { Completion: { IsFaulted: true, Exception.InnerException: PageServerException { PeerEnded: false } failure } } ? failure : null;
+        return _pageServer?.Failure is { PeerEnded: false } failure ? failure : null;
     }
 
     /// <summary>When the channel ended because the machine did, says how it ended, with its last words.</summary>

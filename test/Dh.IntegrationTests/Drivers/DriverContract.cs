@@ -76,9 +76,7 @@ public abstract class DriverContract
     public async Task An_interrupt_ends_the_code_with_130()
     {
         using var process = await StartForeverAsync();
-        await Processes.SignalAsync(process.Id, "INT");
-        await process.WaitForExitAsync(Cancellation);
-        Assert.Equal(130, process.ExitCode);
+        Assert.Equal(130, await Processes.EndAsync(process, "INT"));
         await AssertNothingLeftAsync("an interrupt");
     }
 

@@ -60,9 +60,7 @@ public sealed class EndingTests(PreparedHome prepared)
         using var own = new OwnHome(prepared);
         using var process = own.Dh.Start(["exec", "-c", "print('started', flush=True)\nwhile True: pass"]);
         Assert.Equal("started", await process.StandardOutput.ReadLineAsync(TestContext.Current.CancellationToken));
-        await Processes.SignalAsync(process.Id, "INT");
-        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
-        Assert.Equal(130, process.ExitCode);
+        Assert.Equal(130, await Processes.EndAsync(process, "INT"));
         await own.AssertNothingLeftAsync("an interrupt");
     }
 }

@@ -114,9 +114,7 @@ public sealed class PageServerCommandTests(PreparedHome prepared) : IDisposable
         await second.SentAsync();
         Assert.Equal(await first.HashPagesAsync(), await second.HashPagesAsync());
 
-        await Processes.SignalAsync(server.Id, "TERM");
-        await server.WaitForExitAsync(Cancellation).WaitAsync(Bound, Cancellation);
-        Assert.Equal(143, server.ExitCode);
+        Assert.Equal(143, await Processes.EndAsync(server, "TERM"));
         first.WaitForExit();
         second.WaitForExit();
         Assert.False(File.Exists(SocketPath));

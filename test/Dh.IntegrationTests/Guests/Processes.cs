@@ -6,6 +6,8 @@ namespace Dh.IntegrationTests.Guests;
 /// <summary>What /proc knows of processes; of one that has just ended, nothing.</summary>
 internal static class Processes
 {
+    private static readonly TimeSpan EndTimeLimit = TimeSpan.FromSeconds(60);
+
     public static IEnumerable<int> All() => Directory.EnumerateDirectories("/proc")
         .Select(directory => int.TryParse(Path.GetFileName(directory), CultureInfo.InvariantCulture, out int pid) ? pid : 0)
         .Where(pid => pid > 0);
@@ -47,6 +49,26 @@ internal static class Processes
     {
         using var kill = Process.Start("/bin/kill", [$"-{signal}", pid.ToString(CultureInfo.InvariantCulture)]);
         await kill.WaitForExitAsync();
+    }
+
+    /// <summary>Sends a signal that is to end a process, and waits for its end; one that goes on (it was started with the signal ignored) is killed.</summary>
+    /// <returns>Its exit code.</returns>
+    /// <exception cref="TimeoutException">It went on.</exception>
+    public static async Task<int> EndAsync(Process process, string signal)
+    {
+        await SignalAsync(process.Id, signal);
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(TestContext.Current.CancellationToken);
+        limit.CancelAfter(EndTimeLimit);
+        try
+        {
+            await process.WaitForExitAsync(limit.Token);
+            return process.ExitCode;
+        }
+        catch (OperationCanceledException e)
+        {
+            process.Kill();
+            throw new TimeoutException($"Process {process.Id} went on for {EndTimeLimit.TotalSeconds:0} s after SIG{signal}.", e);
+        }
     }
 
     private static bool IsDescendant(int pid, int ancestor)

@@ -201,16 +201,18 @@ public sealed class OnDemandTests : IDisposable
         string file = MemoryFile(holes: false);
         var (client, connection) = await GuestMemoryClient.StartAsync("normal", Small);
         await using var _ = client;
-        PageServerException? told = null;
+        PageServer? owned = null;
+        PageServerException? told = null, known = null;
         await using var server = PageServer.Start(connection, SparseFileSource.Open(file), new PageServerOptions
         {
             Policy = PopulationPolicy.Lazy,
             Failed = failure =>
             {
-                told = failure;
+                (told, known) = (failure, owned!.Failure);
                 client.Kill();
             },
         });
+        owned = server;
         await PopulatedAsync(server);
         await client.SentAsync();
 
@@ -219,6 +221,7 @@ public sealed class OnDemandTests : IDisposable
 
         var failure = await FailedAsync(server);
         Assert.Same(failure, told);
+        Assert.Same(failure, known); // before the VMM's death: who sees that first must find its cause
         Assert.Equal($"Memory file {file} could not be read at offset {Small - BlockSize}: it was truncated while it was in use. Run `dh vm prepare --force`.", failure.Message);
     }
 

@@ -28,9 +28,7 @@ public sealed class PoolTests(PreparedHome prepared)
         using (var interrupted = own.Dh.Start(["exec", "-c", "print('started', flush=True)\nwhile True: pass"]))
         {
             Assert.Equal("started", await interrupted.StandardOutput.ReadLineAsync(Test));
-            await Processes.SignalAsync(interrupted.Id, "INT");
-            await interrupted.WaitForExitAsync(Test);
-            Assert.Equal(130, interrupted.ExitCode);
+            Assert.Equal(130, await Processes.EndAsync(interrupted, "INT"));
         }
 
         foreach (string code in (string[])["1 + 1", "print('o'); 1 / 0", "import os; os.kill(os.getpid(), 9)"])

@@ -63,13 +63,7 @@ internal sealed class RunningPool : IAsyncDisposable
         [.. Events.Where(line => line.Contains(" 11 HandedOut ", StringComparison.Ordinal)).Select(line => int.Parse(line.Split("vmm=")[1], CultureInfo.InvariantCulture))];
 
     /// <summary>Signals it and waits for its end.</summary>
-    public async Task<int> EndAsync(string signal)
-    {
-        await Processes.SignalAsync(Daemon.Id, signal);
-        using var limit = new CancellationTokenSource(Limit);
-        await Daemon.WaitForExitAsync(limit.Token);
-        return Daemon.ExitCode;
-    }
+    public Task<int> EndAsync(string signal) => Processes.EndAsync(Daemon, signal);
 
     public async ValueTask DisposeAsync()
     {

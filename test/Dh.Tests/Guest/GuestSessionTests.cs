@@ -1,5 +1,6 @@
 using System.Text;
 using Dh.Guest;
+using Dh.Linux;
 using Dh.Preparation;
 using Dh.TestSupport;
 using Microsoft.Win32.SafeHandles;
@@ -15,6 +16,7 @@ public sealed class GuestSessionTests : IDisposable
 
     private readonly FakeGuest _guest = new();
     private readonly GuestSession _session;
+    private readonly List<SafeFileHandle> _descriptors = [];
 
     public GuestSessionTests() => _session = new GuestSession(new SocketTransport(_guest.Near));
 
@@ -309,8 +311,8 @@ public sealed class GuestSessionTests : IDisposable
         const int Frames = 1000;
         const long MaxAllocated = 32 << 20;
         await GreetAsync();
-        long before = GC.GetTotalAllocatedBytes(precise: true);
         byte[] frame = FakeGuest.Frame("""{"type": "stdout", "id": 1}""" + new string(' ', (1 << 20) - 27), new byte[1 << 20]);
+        long before = GC.GetTotalAllocatedBytes(precise: true);
         var said = Task.Run(async () =>
         {
             for (int i = 0; i < Frames; i++)
@@ -429,6 +431,7 @@ public sealed class GuestSessionTests : IDisposable
     {
         _session.Dispose();
         _guest.Dispose();
+        _descriptors.ForEach(descriptor => descriptor.Dispose());
     }
 
     private static CancellationToken Cancellation => TestContext.Current.CancellationToken;
@@ -436,7 +439,19 @@ public sealed class GuestSessionTests : IDisposable
     private static string Clock(string type, TimeSpan ahead) =>
         $$"""{"type": "{{type}}", "protocol": 2, "wall_clock_ns": {{(DateTimeOffset.UtcNow + ahead - DateTimeOffset.UnixEpoch).Ticks * 100}}}""";
 
-    private DescriptorTransport Waiting() => new(new SafeFileHandle(_guest.Near.Handle, ownsHandle: false));
+    /// <summary>A channel as a pool hands it out: a descriptor of its own, which stays open as long as a thread that was left behind still uses it.</summary>
+    private DescriptorTransport Waiting()
+    {
+        var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.SequencedPacket);
+        using (ours)
+        using (theirs)
+        using (var near = new SafeFileHandle(_guest.Near.Handle, ownsHandle: false))
+        {
+            FdPassing.Send(ours, [0], near);
+            Assert.Equal(1, FdPassing.Receive(theirs, new byte[1], _descriptors));
+            return new DescriptorTransport(_descriptors[^1]);
+        }
+    }
 
     private async Task GreetAsync()
     {
