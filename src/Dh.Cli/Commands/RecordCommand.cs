@@ -40,9 +40,9 @@ internal sealed class RecordCommand : Command
         ];
         if (runs.Length == 0)
         {
-            string code = Template.Find(snapshot.Manifest.Template, Installation.Current.TemplatesDirectory).RecordCode;
-            runs = code.Length > 0
-                ? [new ExecutionRequest { Source = code }]
+            var template = Template.Find(snapshot.Manifest.Template, Installation.Current.TemplatesDirectory);
+            runs = template.RecordCode.Length > 0
+                ? [.. WorkingSetRecording.RunsOf(template)]
                 : throw new DhException(DhErrorReason.Usage, $"The template {snapshot.Manifest.Template} has no code to record: give -c CODE or a script.");
         }
 

@@ -24,10 +24,6 @@ public static class SnapshotPreparation
 
     private const long FullDiskBytes = 1 << 20;
 
-    // Two runs of the same code differ in a few pages: which CPU a thread comes to run on, which page the guest's kernel takes next.
-    // What only one of two has touched is half of them, and kept.
-    private const int RecordedRuns = 2;
-
     // What a restored machine must be able to do before anybody gets it: run code, and have a clock that ticks and interrupts.
     private const string VerificationCode = "import time; t = time.monotonic(); time.sleep(0.05); print(6 * 7, time.monotonic() - t >= 0.05)";
     private const string VerificationOutput = "42 True\n";
@@ -36,7 +32,6 @@ public static class SnapshotPreparation
 
     // A JVM, its server and the warm-up of its query compiler take a minute and more under TCG.
     private static readonly TimeSpan JvmBootTimeLimit = TimeSpan.FromMinutes(10);
-    private static readonly TimeSpan RecordTimeLimit = TimeSpan.FromMinutes(5);
     private static readonly TimeSpan StepTimeLimit = TimeSpan.FromSeconds(60);
 
     /// <summary>Prepares a snapshot and makes it the current one of its template and version.</summary>
@@ -271,7 +266,7 @@ public static class SnapshotPreparation
 
         await WorkingSetRecording.RecordAsync(
             Snapshot.Open(draft),
-            [.. Enumerable.Repeat(new ExecutionRequest { Source = options.Template.RecordCode, Timeout = RecordTimeLimit }, RecordedRuns)],
+            WorkingSetRecording.RunsOf(options.Template),
             new SandboxOptions { Home = options.Home, Installation = options.Installation, Programs = options.Programs },
             progress,
             cancellationToken).ConfigureAwait(false);

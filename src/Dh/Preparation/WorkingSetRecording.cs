@@ -1,4 +1,5 @@
 using Dh.Guest;
+using Dh.Images;
 using Dh.Paging;
 using Dh.Sandboxes;
 using Dh.Snapshots;
@@ -12,6 +13,20 @@ namespace Dh.Preparation;
 /// </summary>
 public static class WorkingSetRecording
 {
+    private static readonly TimeSpan TemplateTimeLimit = TimeSpan.FromMinutes(5);
+
+    /// <summary>
+    /// What stands for the runs of a template's users: its code to record, once as code and once as a script. What only one of two has touched
+    /// is half of them, and kept: also which page the guest's kernel takes next, and what follows from the CPU that a thread comes to run on.
+    /// </summary>
+    /// <param name="template">A template that has such code.</param>
+    public static IReadOnlyList<ExecutionRequest> RunsOf(Template template)
+    {
+        ArgumentNullException.ThrowIfNull(template);
+        var code = new ExecutionRequest { Source = template.RecordCode, Timeout = TemplateTimeLimit };
+        return [code, code with { Mode = ExecutionMode.Script, Filename = "record.py" }];
+    }
+
     /// <summary>Records, combines, and replaces the snapshot's working set in one step.</summary>
     /// <param name="snapshot">The snapshot.</param>
     /// <param name="runs">What to run, each in sandboxes of its own; at least one.</param>
