@@ -9,6 +9,7 @@ there for the next run as well, unless the code ends it.
 import ctypes
 import gc
 import glob
+import inspect
 import json
 import marshal
 import os
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 
 sys.path[0] = os.path.dirname(os.path.abspath(__file__))
 import stdin_demand  # noqa: E402
@@ -38,7 +40,10 @@ PREVIEW_ROWS = 10
 MAX_TABLES = 100
 WARM_UP_ROUNDS = 25
 MAX_PREVIEW = 16_384  # characters
+REHEARSALS = 140  # the JVM compiles a method that it interprets with its 128th call, at the latest
+TABLE_CODE = b"from deephaven import empty_table\nt = empty_table(5).update(['x = i'])\nprint(t.to_string())\nt"
 SETTLING_ROUNDS = 3  # Python's object, the JVM's, and what that has held
+HURRIED_CYCLE_MS, HURRY_TIME = 10, 5  # of the update graph, and seconds: some hundred cycles
 UPDATE_CYCLE = 1.5  # seconds; the update graph's is one
 QUIET_TIME, MAX_QUIET_WAIT = 15, 90  # seconds without a compilation, and for it to come
 
@@ -58,12 +63,14 @@ class Engine:
 
         self._names = {name: getattr(deephaven, name) for name in deephaven.__all__}
         self._names["deephaven"] = deephaven
+        self._jpy, self._deephaven = jpy, deephaven
         self._table_type = deephaven.table.Table
         self._system = jpy.get_type("java.lang.System")
         self._compilation = jpy.get_type("java.lang.management.ManagementFactory").getCompilationMXBean()
         self._java_random = JavaRandom()
         self.version = deephaven.__version__
         self._environment = dict(os.environ)
+        look_at_frames_only()
 
     def warm_up(self):
         with open(WARM_UP, "rb") as file:
@@ -75,9 +82,10 @@ class Engine:
         # Until the JVM has compiled what shows a table.
         ticking = self._names["time_table"]("PT1S")
         for _ in range(WARM_UP_ROUNDS):
-            describe("x", self._names["empty_table"](3).update(["x = i"]))
             describe("x", ticking)
         del ticking
+        self._hurry_updates()
+        self._rehearse()
         self._settle()
         look_up_generators()
         self._reseed()
@@ -85,9 +93,7 @@ class Engine:
     def _settle(self):
         """Lets the JVM drop what the warm-up has left. A table that ticks would, in each restored machine, make up for all the time since.
 
-        Then waits for a time without compilations. What the engine does by itself, once in a second, is compiled when it
-        has been done some hundred times: if that came soon after a restore, an emulated machine would spend 0.2 s, and
-        12 MiB of translated code, on the compiler alone."""
+        Then waits for a time without compilations."""
         for _ in range(SETTLING_ROUNDS):
             gc.collect()
             self._system.gc()
@@ -99,6 +105,30 @@ class Engine:
             total = self._compilation.getTotalCompilationTime()
             if total != last:
                 last, quiet_since = total, time.monotonic()
+
+    def _hurry_updates(self):
+        """Has the update graph go round some hundred times, which it does once in a second. What it calls each time, the JVM
+        would compile after two minutes otherwise, and in each restored machine if the snapshot was taken just before: that
+        takes an emulated one 0.3 s of a processor, and 30 MiB."""
+        try:
+            graph = self._jpy.cast(
+                self._deephaven.execution_context.get_exec_ctx().update_graph.j_update_graph,
+                self._jpy.get_type("io.deephaven.engine.updategraph.impl.PeriodicUpdateGraph"),
+            )
+            graph.setTargetCycleDurationMillis(HURRIED_CYCLE_MS)
+        except Exception:  # a version whose update graph is another
+            log(f"the update graph keeps its pace\n{traceback.format_exc()}")
+            return
+        time.sleep(HURRY_TIME)
+        graph.resetTargetCycleDuration()
+
+    def _rehearse(self):
+        """Goes through whole runs, until the JVM has compiled all that a run calls. In a run, the compiler of an emulated machine
+        would take a processor for longer than the code does."""
+        with Rehearsal() as rehearsal:
+            for _ in range(REHEARSALS):
+                rehearsal.run(TABLE_CODE, self._repr, self._tables)
+        self._value = None
 
     def serve(self):
         """One run."""
@@ -226,6 +256,27 @@ def start_server(jvm_args):
 
     Server(host="localhost", port=PORT, jvm_args=[*jvm_args, *JVM_ARGUMENTS]).start()
     sys.stdout, sys.stderr = _stdout, _stderr  # the server has put its own in their place, which write to its log as well
+
+
+def look_at_frames_only():
+    """Each table operation looks for the frame that has called it, and has `inspect` look for the source of all of them
+    (deephaven/_query_scope.py; before, deephaven/table.py), which it does not want: files are read, and 900 modules gone
+    through for code that is in none. That would take a guest 60 ms in the first operation, and 20 in each of the others."""
+    frames_only = types.SimpleNamespace(**{**vars(inspect), "getouterframes": outer_frames})
+    for name in ("deephaven._query_scope", "deephaven.table"):
+        module = sys.modules.get(name)
+        if getattr(module, "inspect", None) is inspect:
+            module.inspect = frames_only
+
+
+def outer_frames(frame, context=1):
+    """As `inspect.getouterframes`, but without source."""
+    frames = []
+    while frame is not None:
+        code = frame.f_code
+        frames.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
+        frame = frame.f_back
+    return frames
 
 
 def describe(name, table):

@@ -79,6 +79,22 @@ public sealed class DeephavenTests
         Assert.Equal(new ProgramResult(0, "7\n", ""), await ExecAsync("t = empty_table(5).update('x = i'); 7", "--no-show-tables"));
     }
 
+    /// <summary>By itself an operation has `inspect` read the source of all that has called it (guest/engine_deephaven.py).</summary>
+    [Fact]
+    public async Task An_operation_reads_no_source_and_knows_its_callers_variables()
+    {
+        const string Code = """
+            import sys
+            opened = []
+            sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if event == 'open' else None)
+            def with_local():
+                local = 7
+                return empty_table(1).update('x = local').to_string()
+            print(with_local().split(), opened)
+            """;
+        Assert.Equal(new ProgramResult(0, "['x', '----------', '7'] []\n", ""), await ExecAsync(Code));
+    }
+
     [Fact]
     public async Task Of_a_large_table_ten_rows_are_looked_at()
     {
