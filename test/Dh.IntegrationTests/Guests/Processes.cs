@@ -57,8 +57,7 @@ internal static class Processes
     public static async Task<int> EndAsync(Process process, string signal)
     {
         await SignalAsync(process.Id, signal);
-        using var limit = CancellationTokenSource.CreateLinkedTokenSource(TestContext.Current.CancellationToken);
-        limit.CancelAfter(EndTimeLimit);
+        using var limit = new CancellationTokenSource(EndTimeLimit);
         try
         {
             await process.WaitForExitAsync(limit.Token);
