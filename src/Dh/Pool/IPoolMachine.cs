@@ -22,4 +22,8 @@ internal interface IPoolMachine : IAsyncDisposable
     /// <param name="cancellationToken">Gives up.</param>
     /// <exception cref="DhException">It did not run as it should.</exception>
     Task WarmUpAsync(CancellationToken cancellationToken);
+
+    /// <summary>Lets it have only the processor time that nothing else wants, or its share again. Never fails, and takes no time worth mentioning.</summary>
+    /// <param name="isGivingWay">Whether it gives way.</param>
+    void GiveWay(bool isGivingWay);
 }

@@ -398,6 +398,7 @@ public sealed class PoolDaemon : IAsyncDisposable
         if (await Task.WhenAny(ended, Task.Delay(LongRun)).ConfigureAwait(false) != ended)
         {
             machine.Defer();
+            _pool.LastsLong(slot);
         }
 
         if (await ended.ConfigureAwait(false) != clientGone)

@@ -47,6 +47,12 @@ internal sealed class PoolSlot
     /// <summary>Where it is. Changed by its owner, and to Running by the pool, under the pool's lock.</summary>
     public SlotState State { get; set; } = SlotState.Restoring;
 
+    /// <summary>Whether its run has lasted long. Changed by the pool, under its lock, as the next one.</summary>
+    public bool IsLong { get; set; }
+
+    /// <summary>Whether its machine has been told to give way.</summary>
+    public bool IsGivingWay { get; set; }
+
     /// <summary>The machine; null while it is restored. Who has taken the slot may use it.</summary>
     public IPoolMachine? Machine { get; private set; }
 

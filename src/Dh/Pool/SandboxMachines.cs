@@ -114,6 +114,9 @@ internal sealed class SandboxMachines(SandboxOptions options) : IPoolMachines
         public void Defer() => sandbox.SetCpuWeight(LongRunCpuWeight);
 
         /// <inheritdoc/>
+        public void GiveWay(bool isGivingWay) => sandbox.SetIdle(isGivingWay);
+
+        /// <inheritdoc/>
         public ValueTask DisposeAsync() => sandbox.DisposeAsync();
 
         private sealed class Discarded : IOutputSink

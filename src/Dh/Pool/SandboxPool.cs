@@ -141,6 +141,7 @@ internal sealed class SandboxPool : IAsyncDisposable
             {
                 _ready.RemoveLast();
                 Give(slot, waiter);
+                LetLongRunsGiveWay();
                 _ = ReplaceAsync(slot);
                 return waiter.Taken.Task;
             }
@@ -158,6 +159,17 @@ internal sealed class SandboxPool : IAsyncDisposable
         // Outside the lock: a token that is cancelled already calls at once.
         _ = cancellationToken.Register(() => Leave(waiter, cancellationToken));
         return waiter.Taken.Task;
+    }
+
+    /// <summary>A run has lasted long: it gives way as long as other machines are made ready, or have runs that have just begun.</summary>
+    /// <param name="slot">Where it runs.</param>
+    public void LastsLong(PoolSlot slot)
+    {
+        lock (_lock)
+        {
+            slot.IsLong = true;
+            LetLongRunsGiveWay();
+        }
     }
 
     /// <summary>Keeps in mind how long somebody has waited for a machine.</summary>
@@ -284,6 +296,8 @@ internal sealed class SandboxPool : IAsyncDisposable
                 RefuseWaiters(failure);
                 _ = EndBackoffAsync(backoff, ++_backoffs);
             }
+
+            LetLongRunsGiveWay();
         }
 
         if (failure is not null)
@@ -363,6 +377,27 @@ internal sealed class SandboxPool : IAsyncDisposable
     }
 
     private void Fill()
+    {
+        BeginMissing();
+        LetLongRunsGiveWay();
+    }
+
+    /// <summary>Comes after every change of a state. A machine that is to end does not give way: its processes need a processor for that, too.</summary>
+    private void LetLongRunsGiveWay()
+    {
+        bool othersCome = _slots.Any(slot => slot.State is SlotState.Restoring or SlotState.Greeting || (slot.State == SlotState.Running && !slot.IsLong));
+        foreach (var slot in _slots.Where(slot => slot.IsLong))
+        {
+            bool givesWay = othersCome && slot.State == SlotState.Running;
+            if (slot.IsGivingWay != givesWay)
+            {
+                slot.IsGivingWay = givesWay;
+                slot.Machine!.GiveWay(givesWay);
+            }
+        }
+    }
+
+    private void BeginMissing()
     {
         if (_ending || _isBackingOff)
         {

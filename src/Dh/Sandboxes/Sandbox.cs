@@ -192,6 +192,10 @@ public sealed class Sandbox : ISandbox
     /// <param name="cpuWeight">1 to 10,000; 100 is usual.</param>
     internal void SetCpuWeight(int cpuWeight) => Cgroups.Host.SetCpuWeight(_name, cpuWeight);
 
+    /// <summary>Lets the machine have only the processor time that nothing else wants, or its share again; nothing happens where it has no cgroup.</summary>
+    /// <param name="isIdle">Whether it gives way.</param>
+    internal void SetIdle(bool isIdle) => Cgroups.Host.SetIdle(_name, isIdle);
+
     /// <summary>Leaves reaping and removal to the launcher when this is disposed: for a program that is about to exit.</summary>
     public void LeaveTeardown() => _vmm.LeaveTeardown();
 

@@ -14,6 +14,7 @@ internal sealed class Cgroups(string root, string ownCgroups)
     private const string Prefix = "dh-";
     private const string UnifiedWeight = "cpu.weight";
     private const string Shares = "cpu.shares";
+    private const string Idle = "cpu.idle";
     private static readonly string[] Controllers = ["memory", "pids", "cpu"];
 
     // An initializer that fails would hide why.
@@ -57,26 +58,14 @@ internal sealed class Cgroups(string root, string ownCgroups)
     /// <summary>Gives a machine another CPU weight; nothing happens where it has no cgroup (any more).</summary>
     /// <param name="id">The machine's name.</param>
     /// <param name="cpuWeight">The weight.</param>
-    public void SetCpuWeight(string id, int cpuWeight)
-    {
-        string unified = Path.Combine(root, Parent, id, UnifiedWeight);
-        string? shares = Hierarchy("cpu") is { } hierarchy ? Path.Combine(hierarchy, Prefix + id, Shares) : null;
-        try
-        {
-            if (File.Exists(unified))
-            {
-                File.WriteAllText(unified, Text(cpuWeight));
-            }
-            else if (File.Exists(shares))
-            {
-                File.WriteAllText(shares, SharesOf(cpuWeight));
-            }
-        }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
-        {
-            // It has just ended, or is another user's to change; a weight is no promise.
-        }
-    }
+    public void SetCpuWeight(string id, int cpuWeight) => Set(id, UnifiedWeight, Text(cpuWeight), Shares, SharesOf(cpuWeight));
+
+    /// <summary>Lets a machine have only the processor time that nothing else on this host wants, or its weight again: whatever else wakes up takes the
+    /// processor from it at once (SCHED_IDLE of sched(7), for a cgroup; Linux 5.15). Its weight cannot be changed meanwhile. Nothing happens where it has no
+    /// cgroup (any more), or the kernel has no such setting.</summary>
+    /// <param name="id">The machine's name.</param>
+    /// <param name="isIdle">Whether it gives way.</param>
+    public void SetIdle(string id, bool isIdle) => Set(id, Idle, isIdle ? "1" : "0", Idle, isIdle ? "1" : "0");
 
     /// <summary>Ends what is left of a machine whose launcher was killed, and removes its cgroups; nothing where there are none. A jailed Firecracker has
     /// changed its user, and so has lost its parent-death signal (prctl(2)).</summary>
@@ -96,6 +85,27 @@ internal sealed class Cgroups(string root, string ownCgroups)
 
                 Directory.Delete(directory);
             }
+        }
+    }
+
+    private void Set(string id, string unifiedFile, string unifiedValue, string file, string value)
+    {
+        string unified = Path.Combine(root, Parent, id, unifiedFile);
+        string? ofHierarchy = Hierarchy("cpu") is { } hierarchy ? Path.Combine(hierarchy, Prefix + id, file) : null;
+        try
+        {
+            if (File.Exists(unified))
+            {
+                File.WriteAllText(unified, unifiedValue);
+            }
+            else if (File.Exists(ofHierarchy))
+            {
+                File.WriteAllText(ofHierarchy, value);
+            }
+        }
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException)
+        {
+            // It has just ended, or is another user's to change; neither is a promise.
         }
     }
 

@@ -109,6 +109,18 @@ public sealed class PoolTests(PreparedHome prepared)
         }
 
         Assert.Contains(100, weights);
+        Assert.Equal(0, ReadNumber(CpuFile(machine, "cpu.idle")!)); // nothing else is there that it could give way to
+        using (var other = own.Dh.Start(["exec", "-c", "print('started', flush=True); input()"]))
+        {
+            Assert.Equal("started", await other.StandardOutput.ReadLineAsync(Test));
+            Assert.Equal(1, ReadNumber(CpuFile(machine, "cpu.idle")!));
+            other.StandardInput.Close();
+            await other.WaitForExitAsync(Test);
+        }
+
+        await pool.WaitAsync("ready", 1);
+        await pool.WaitAsync("running", 1);
+        Assert.Equal(0, ReadNumber(CpuFile(machine, "cpu.idle")!));
         run.StandardInput.Close();
         await run.WaitForExitAsync(Test);
     }
@@ -262,13 +274,16 @@ public sealed class PoolTests(PreparedHome prepared)
     }
 
     /// <summary>A machine's CPU weight in the units of cgroup version 2; null when it has no cgroup.</summary>
-    private static int? CpuWeight(string machine)
-    {
-        string[] directories = Directory.Exists("/sys/fs/cgroup/cpu") ? Directory.GetDirectories("/sys/fs/cgroup/cpu", $"dh-{machine}", SearchOption.AllDirectories) : [];
-        return directories.Length > 0 ? (int)Math.Round(ReadNumber($"{directories[0]}/cpu.shares") / 10.24)
-            : Directory.Exists($"/sys/fs/cgroup/dh/{machine}") ? ReadNumber($"/sys/fs/cgroup/dh/{machine}/cpu.weight")
-            : null;
-    }
+    private static int? CpuWeight(string machine) =>
+        CpuFile(machine, "cpu.shares") is { } shares ? (int)Math.Round(ReadNumber(shares) / 10.24)
+        : CpuFile(machine, "cpu.weight") is { } weight ? ReadNumber(weight)
+        : null;
+
+    private static string? CpuFile(string machine, string file) =>
+        (Directory.Exists("/sys/fs/cgroup/cpu") ? Directory.GetDirectories("/sys/fs/cgroup/cpu", $"dh-{machine}", SearchOption.AllDirectories) : [])
+        .Append($"/sys/fs/cgroup/dh/{machine}")
+        .Select(directory => Path.Combine(directory, file))
+        .FirstOrDefault(File.Exists);
 
     private static int ReadNumber(string path) => int.Parse(File.ReadAllText(path), System.Globalization.CultureInfo.InvariantCulture);
 

@@ -59,6 +59,9 @@ internal sealed class FakeMachines : IPoolMachines
 
         public bool IsGone => _disposals > 0;
 
+        /// <summary>Whether it has only the processor time that nothing else wants.</summary>
+        public bool IsGivingWay { get; private set; }
+
         public Task Ended => _ended.Task;
 
         public async Task WarmUpAsync(CancellationToken cancellationToken)
@@ -83,8 +86,23 @@ internal sealed class FakeMachines : IPoolMachines
             }
         }
 
+        public void GiveWay(bool isGivingWay)
+        {
+            if (isGivingWay == IsGivingWay || _disposals > 0)
+            {
+                all.Mistakes.Enqueue($"machine {number} is told again, or when it is gone, that it gives way: {isGivingWay}");
+            }
+
+            IsGivingWay = isGivingWay;
+        }
+
         public ValueTask DisposeAsync()
         {
+            if (IsGivingWay)
+            {
+                all.Mistakes.Enqueue($"machine {number} is ended when it has no processor to end on");
+            }
+
             if (Interlocked.Increment(ref _disposals) != 1)
             {
                 all.Mistakes.Enqueue($"machine {number} is ended twice");

@@ -17,6 +17,7 @@ public sealed class SandboxPoolTests
         Take,
         TakeAndLeave,
         Release,
+        LastLong,
         EndMachine,
         Resize,
         Renew,
@@ -77,6 +78,30 @@ public sealed class SandboxPoolTests
         await UntilAsync(() => pool.Counts() is { Ready: 2, Running: 0 });
         Assert.Equal(SlotState.Gone, slot.State);
         Assert.Single(machines.Made, machine => machine.IsGone);
+    }
+
+    [Fact]
+    public async Task A_run_that_lasts_long_gives_way_while_others_come_and_only_then()
+    {
+        var go = new TaskCompletionSource();
+        var machines = new FakeMachines { Restoring = number => number <= 3 ? Task.CompletedTask : go.Task };
+        await using var pool = NewPool(machines);
+        pool.Resize(2);
+        await pool.Filled.Task.WaitAsync(Soon, Test);
+        var slot = await pool.TakeAsync(Test);
+        var machine = (FakeMachines.FakeMachine)slot.Machine!;
+        await UntilAsync(() => pool.Counts() is { Ready: 2, Starting: 0 });
+        pool.LastsLong(slot);
+        Assert.False(machine.IsGivingWay); // nobody else is there
+        var other = await pool.TakeAsync(Test);
+        Assert.True(machine.IsGivingWay); // for a run that has just begun
+        await UntilAsync(() => pool.Counts().Starting == 1);
+        pool.LastsLong(other);
+        Assert.True(machine.IsGivingWay && ((FakeMachines.FakeMachine)other.Machine!).IsGivingWay); // for one that is made ready
+        go.SetResult();
+        await UntilAsync(() => pool.Counts() is { Ready: 2, Starting: 0 });
+        Assert.False(machine.IsGivingWay || ((FakeMachines.FakeMachine)other.Machine!).IsGivingWay);
+        Assert.Empty(machines.Mistakes);
     }
 
     [Fact]
@@ -197,6 +222,9 @@ public sealed class SandboxPoolTests
                 case Act.Release when held.TryDequeue(out var slot):
                     slot.Release();
                     slot.Release();
+                    break;
+                case Act.LastLong when held.TryPeek(out var slot):
+                    pool.LastsLong(slot);
                     break;
                 case Act.EndMachine:
                     machines.Made.Skip(value).FirstOrDefault()?.End();

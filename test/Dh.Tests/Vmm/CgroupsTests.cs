@@ -58,6 +58,21 @@ public sealed class CgroupsTests : IDisposable
     }
 
     [Theory]
+    [InlineData("dh/id/cpu.idle")]
+    [InlineData("cpu/dh-id/cpu.idle")]
+    public void A_machine_gives_way_and_has_its_weight_again(string file)
+    {
+        _root.Write("cpu/cgroup.procs", "");
+        _root.Write(file, "");
+        var cgroups = new Cgroups(_root.Path, "1:cpu:/\n0::/\n");
+        cgroups.SetIdle("id", true);
+        cgroups.SetIdle("other", true); // it has ended, or the kernel has no such setting: nothing happens
+        Assert.Equal("1", File.ReadAllText(_root[file]));
+        cgroups.SetIdle("id", false);
+        Assert.Equal("0", File.ReadAllText(_root[file]));
+    }
+
+    [Theory]
     [InlineData("cgroup.controllers", "hugetlb\n")] // version 2 beside version 1
     [InlineData("memory/cgroup.procs", "")] // one hierarchy is not enough
     [InlineData("nothing", "")]
