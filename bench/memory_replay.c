@@ -5,7 +5,6 @@
 //   memory_replay TRACE MEMORY_FILE MODE [ARGUMENT...]
 //
 //   uffd SOCKET_FD               a page server's client: sends Firecracker's handshake on an inherited socket
-//   uffd-backed SOCKET_FD FD     the same; its memory is a shared mapping of the file FD, as QEMU's is (native/vmm_preload.c)
 //   file                         a private mapping of the memory file
 //   file-prefault RUNS           the same, before `ready`; a thread copies RUNS, as native/vmm_preload.c does it while QEMU sets up the machine
 //   file-populate                the same with MAP_POPULATE: all of it is copied at once
@@ -19,7 +18,7 @@
 // numbers: offset in guest memory, offset in the file (all ones: zeros, wherever they are), length. Prints `ready`, then obeys lines on its standard input:
 //   map         brings back what comes back before a guest runs, prints `START END` (CLOCK_MONOTONIC, nanoseconds; uffd: of the sending)
 //   replay N    touches the next N pages of the trace, prints `START END SLOW P50 P99 MAX PRIVATE`: of the accesses to data slower than
-//               2 us the number and the nanoseconds that they took, and the bytes of memory that are its own: anonymous ones that were added since `ready`, and FD's
+//               2 us the number and the nanoseconds that they took, and the bytes of memory that are its own: anonymous ones that were added since `ready`
 // End of file ends it. The handlers in here trust their peer, handle no event but faults and no refusal: a lower bound, no page server.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -60,7 +59,7 @@ static struct run *runs;
 static atomic_size_t next_piece;
 static struct run *pieces;
 static size_t piece_count;
-static int uffd, backing = -1;
+static int uffd;
 
 static void die(const char *what)
 {
@@ -121,14 +120,6 @@ static void find_runs(const char *path)
 static void map_anonymous(int flags)
 {
     memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
-    if (memory == MAP_FAILED)
-        die("mmap");
-}
-
-static void map_backing(int file)
-{
-    backing = file;
-    memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, backing, 0);
     if (memory == MAP_FAILED)
         die("mmap");
 }
@@ -245,8 +236,6 @@ static void prepare(char **arguments)
     const char *mode = arguments[1];
     if (strcmp(mode, "memcpy") == 0)
         map_anonymous(MAP_POPULATE);
-    else if (strcmp(mode, "uffd-backed") == 0)
-        map_backing(atoi(arguments[3]));
     else if (strncmp(mode, "file", 4) != 0)
         map_anonymous(0);
     if (strcmp(mode, "memcpy") != 0 && strncmp(mode, "file", 4) != 0)
@@ -265,7 +254,7 @@ static void prepare(char **arguments)
 static void map(char **arguments)
 {
     const char *mode = arguments[1];
-    if (strncmp(mode, "uffd", 4) == 0) {
+    if (strcmp(mode, "uffd") == 0) {
         send_handshake(atoi(arguments[2]));
     } else if (strcmp(mode, "file") == 0) {
         memory = map_file(arguments[0], PROT_READ | PROT_WRITE, MAP_PRIVATE);
@@ -298,9 +287,6 @@ static long own_bytes(void)
 {
     char line[256];
     long kib = 0;
-    struct stat status = { 0 };
-    if (backing >= 0 && fstat(backing, &status) != 0)
-        die("fstat");
     FILE *file = fopen("/proc/self/smaps_rollup", "re");
     while (file != NULL && fgets(line, sizeof line, file) != NULL)
         if (sscanf(line, "Anonymous: %ld", &kib) == 1)
@@ -308,7 +294,7 @@ static long own_bytes(void)
     if (file == NULL)
         die("smaps_rollup");
     fclose(file);
-    return (kib << 10) + status.st_blocks * 512L;
+    return kib << 10;
 }
 
 static int compare(const void *left, const void *right)
@@ -350,7 +336,7 @@ int main(int argc, char **argv)
     latencies = malloc((trace_length + 1) * sizeof *latencies);
     memset(latencies, 1, (trace_length + 1) * sizeof *latencies); // resident: its own faults are not the guest's
     prepare(argv + 2);
-    long before = strcmp(argv[3], "memcpy") == 0 || backing >= 0 ? 0 : own_bytes();
+    long before = strcmp(argv[3], "memcpy") == 0 ? 0 : own_bytes();
     if (strcmp(argv[3], "file-prefault") == 0)
         begin_prefault();
     printf("ready\n");

@@ -7,8 +7,6 @@
 //         inherited, since the VMM may not open it. The socket stays open: its end of file tells the page server that
 //         the VMM is dead.
 //         Or DH_UFFD_SOCKET: the path of a page server's socket, for a QEMU that is started by hand.
-//         With DH_BACKING_FD, a file in memory as long as guest memory that the page server fills while QEMU starts, guest
-//         memory is a shared mapping of that file: only the pages that are missing in it become faults.
 //   File  DH_MEMORY_FD: a private mapping of the memory file, opened O_RDONLY; with DH_PREFAULT_FD, a file of pairs of
 //         64-bit numbers (offset, length), those stretches of it are copied while QEMU sets up the machine: what a run is
 //         known to write need not be a fault for each page then.
@@ -51,10 +49,10 @@
 enum { EXIT_WRONG_MEMORY = 71 }; // EX_OSERR (sysexits.h); QEMU's own failures end it with 1
 
 static const char *const variables[] = {"LD_PRELOAD", "DH_RAM_SIZE", "DH_HANDSHAKE_FD", "DH_USERFAULTFD_FD", "DH_UFFD_SOCKET",
-                                        "DH_BACKING_FD", "DH_BOOT_MEMORY_FD", "DH_MEMORY_FD", "DH_PREFAULT_FD"};
+                                        "DH_BOOT_MEMORY_FD", "DH_MEMORY_FD", "DH_PREFAULT_FD"};
 
-// The shared mapping of DH_BACKING_FD or DH_BOOT_MEMORY_FD; empty without one.
-static uintptr_t backed_from, backed_to;
+// The shared mapping of DH_BOOT_MEMORY_FD; empty without one.
+static uintptr_t shared_from, shared_to;
 
 static _Noreturn void fail(const char *step, int error, const char *advice)
 {
@@ -141,25 +139,18 @@ static int open_userfaultfd_device(void)
     return device;
 }
 
-static void *map_shared_file(const char *variable, void *address, size_t length, int prot, int flags)
+static void *map_boot_memory(void *address, size_t length, int prot, int flags)
 {
-    int file = configured_descriptor(variable);
+    int file = configured_descriptor("DH_BOOT_MEMORY_FD");
     struct stat status;
-    must(fstat(file, &status) == 0, variable, "the descriptor is broken");
+    must(fstat(file, &status) == 0, "fstat DH_BOOT_MEMORY_FD", "the descriptor is broken");
     if (!S_ISREG(status.st_mode) || (uint64_t)status.st_size != length)
-        fail(variable, EINVAL, "the file is not as long as guest memory");
+        fail("DH_BOOT_MEMORY_FD", EINVAL, "the file is not as long as guest memory");
     void *memory = map(address, length, prot, (flags & ~(MAP_ANONYMOUS | MAP_PRIVATE)) | MAP_SHARED, file, 0);
-    must(memory != MAP_FAILED, variable, "the host has not enough memory for this guest; prepare it with less --memory");
+    must(memory != MAP_FAILED, "mmap DH_BOOT_MEMORY_FD", "the host has not enough memory for this guest; prepare it with less --memory");
     close(file);
-    backed_from = (uintptr_t)memory;
-    backed_to = backed_from + length;
-    return memory;
-}
-
-static void *map_anonymous(void *address, size_t length, int prot, int flags)
-{
-    void *memory = map(address, length, prot, flags, -1, 0);
-    must(memory != MAP_FAILED, "mmap guest memory", "the host has not enough memory for this guest; prepare it with less --memory");
+    shared_from = (uintptr_t)memory;
+    shared_to = shared_from + length;
     return memory;
 }
 
@@ -169,7 +160,8 @@ static void *map_userfaultfd(void *address, size_t length, int prot, int flags)
     int handshake = path ? connect_page_server(path) : configured_descriptor("DH_HANDSHAKE_FD");
     int device = path ? open_userfaultfd_device() : configured_descriptor("DH_USERFAULTFD_FD");
 
-    void *memory = getenv("DH_BACKING_FD") ? map_shared_file("DH_BACKING_FD", address, length, prot, flags) : map_anonymous(address, length, prot, flags);
+    void *memory = map(address, length, prot, flags, -1, 0);
+    must(memory != MAP_FAILED, "mmap guest memory", "the host has not enough memory for this guest; prepare it with less --memory");
     // O_NONBLOCK as Firecracker's: the page server polls, and reads until EAGAIN.
     int userfaultfd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
     must(userfaultfd >= 0, "USERFAULTFD_IOC_NEW", "DH_USERFAULTFD_FD must be an open /dev/userfaultfd; DH_VM_NO_UFFD=1 does without");
@@ -263,7 +255,7 @@ static void *map_guest_memory(void *address, size_t length, int prot, int flags)
     bool file = getenv("DH_MEMORY_FD");
     if (file && (getenv("DH_USERFAULTFD_FD") || getenv("DH_UFFD_SOCKET")))
         fail("DH_MEMORY_FD", EINVAL, "a userfaultfd is configured too: the memory backend is either File or Uffd");
-    void *memory = getenv("DH_BOOT_MEMORY_FD") ? map_shared_file("DH_BOOT_MEMORY_FD", address, length, prot, flags)
+    void *memory = getenv("DH_BOOT_MEMORY_FD") ? map_boot_memory(address, length, prot, flags)
                    : file                      ? map_memory_file(address, length, prot, flags)
                                                : map_userfaultfd(address, length, prot, flags);
     for (size_t i = 0; i < sizeof variables / sizeof *variables; i++)
@@ -294,6 +286,6 @@ INTERPOSED void *mmap64(void *address, size_t length, int prot, int flags, int f
 // that only forgets where the pages are; MADV_REMOVE frees them, after which they read as zeros.
 INTERPOSED int madvise(void *address, size_t length, int advice)
 {
-    bool backed = (uintptr_t)address >= backed_from && (uintptr_t)address < backed_to;
-    return (int)syscall(SYS_madvise, address, length, backed && advice == MADV_DONTNEED ? MADV_REMOVE : advice);
+    bool is_shared = (uintptr_t)address >= shared_from && (uintptr_t)address < shared_to;
+    return (int)syscall(SYS_madvise, address, length, is_shared && advice == MADV_DONTNEED ? MADV_REMOVE : advice);
 }

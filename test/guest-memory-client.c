@@ -2,11 +2,9 @@
 // sends the regions as JSON and the descriptor by SCM_RIGHTS, and keeps the socket open. A process of its own, because managed code must
 // not touch memory that is registered with a userfaultfd.
 //
-//   guest-memory-client (fd N | path P) MODE SIZE [SPLIT [BACKING]]
+//   guest-memory-client (fd N | path P) MODE SIZE [SPLIT]
 //
-// Two regions meet at the byte SPLIT of the memory file, by default in its middle. With the descriptor BACKING guest memory is a shared
-// mapping of that file, as QEMU's is, and MADV_REMOVE stands where MADV_DONTNEED is said below. The mode `huge` takes pages of 2 MiB
-// (hugetlbfs), `as-huge` takes ordinary ones and says that they are of 2 MiB. A mode that begins with [ or { is what is sent as the regions.
+// Two regions meet at the byte SPLIT of the memory file, by default in its middle. The mode `huge` takes pages of 2 MiB (hugetlbfs), `as-huge` takes ordinary ones and says that they are of 2 MiB. A mode that begins with [ or { is what is sent as the regions.
 //
 // Prints `base ADDRESS` (of the byte at offset 0), does what MODE says, prints `sent`, then obeys lines on stdin:
 //   pages        prints `pages N`, then one hash per page in the order of the memory file
@@ -38,7 +36,7 @@
 static struct region regions[2];
 static int region_count;
 static size_t total, page_size = PAGE;
-static int uffd, discard_advice = MADV_DONTNEED;
+static int uffd;
 static atomic_bool stopping;
 static atomic_long passes;
 static pthread_t threads[3];
@@ -79,7 +77,7 @@ static void *remove_stretches(void *once)
     do {
         for (int i = 0; i < region_count; i++)
             for (size_t at = 0; at + STRETCH <= regions[i].size; at += STRETCH)
-                if ((regions[i].offset + at) / STRETCH % 2 == 1 && madvise(regions[i].base + at, STRETCH, discard_advice) != 0)
+                if ((regions[i].offset + at) / STRETCH % 2 == 1 && madvise(regions[i].base + at, STRETCH, MADV_DONTNEED) != 0)
                     die("madvise");
         atomic_fetch_add(&passes, 1);
     } while (once == NULL && !atomic_load(&stopping));
@@ -137,7 +135,7 @@ static void *act(void *argument)
             size_t length = PAGE;
             while (at + length < action->offset + action->length && at_offset(at + length) == page + length)
                 length += PAGE;
-            if (madvise(page, length, discard_advice) != 0)
+            if (madvise(page, length, MADV_DONTNEED) != 0)
                 die("madvise");
             at += length - PAGE;
         }
@@ -160,7 +158,7 @@ static void churn(long count)
     for (long i = 0; i < count; i++) {
         if (i % 10000 == 0)
             alarm(30);
-        if (madvise(regions[0].base, PAGE, discard_advice) != 0)
+        if (madvise(regions[0].base, PAGE, MADV_DONTNEED) != 0)
             die("madvise");
     }
     say("churn %ld\n", count);
@@ -205,7 +203,7 @@ static void discard(void)
 {
     size_t zero = 0;
     for (int i = 0; i < region_count; i++) {
-        if (madvise(regions[i].base, regions[i].size, discard_advice) != 0)
+        if (madvise(regions[i].base, regions[i].size, MADV_DONTNEED) != 0)
             die("madvise");
         for (size_t at = 0; at < regions[i].size; at += PAGE) {
             const uint64_t *words = (const uint64_t *)(regions[i].base + at);
@@ -220,7 +218,7 @@ static void discard(void)
 
 int main(int argc, char **argv)
 {
-    if (argc < 5 || argc > 7)
+    if (argc < 5 || argc > 6)
         return 2;
     const char *mode = argv[3];
     total = strtoull(argv[4], NULL, 10);
@@ -253,12 +251,6 @@ int main(int argc, char **argv)
     } else {
         regions[0] = (struct region){ memory, total, 0 };
         region_count = 1;
-    }
-    if (argc == 7) {
-        discard_advice = MADV_REMOVE;
-        for (int i = 0; i < region_count; i++)
-            if (mmap(regions[i].base, regions[i].size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, atoi(argv[6]), regions[i].offset) == MAP_FAILED)
-                die("mmap BACKING");
     }
     const char *step;
     uffd = make_userfaultfd(regions, region_count, strcmp(mode, "blocking") == 0, &step);

@@ -119,10 +119,7 @@ internal static class DeephavenBenchmark
         return run.Output.StartsWith("dh: ", StringComparison.Ordinal) ? throw new InvalidOperationException(run.Output) : run.Milliseconds;
     }
 
-    /// <summary>
-    /// What is private to a VMM when several have run the same: Private_Clean and Private_Dirty of smaps_rollup, with all of the memory that
-    /// this process has made for it in place of what the VMM has mapped of that.
-    /// </summary>
+    /// <summary>What is private to a VMM when several have run the same: Private_Clean and Private_Dirty of smaps_rollup.</summary>
     private static async Task<double> PrivateMibAsync(Snapshot snapshot, MemoryPolicy policy)
     {
         var sandboxes = new List<Sandbox>();
@@ -140,7 +137,7 @@ internal static class DeephavenBenchmark
                 }
             }
 
-            return Median([.. sandboxes.Select(sandbox => PrivateMib(sandbox.VmmProcessId))]) + (BackingMib() / Clones);
+            return Median([.. sandboxes.Select(sandbox => PrivateMib(sandbox.VmmProcessId))]);
         }
         finally
         {
@@ -152,24 +149,11 @@ internal static class DeephavenBenchmark
     }
 
     private static double PrivateMib(int process) =>
-        MibOf($"/proc/{process}/smaps_rollup", "Private_Clean:", "Private_Dirty:") - MibOf($"/proc/{process}/status", "RssShmem:");
+        MibOf($"/proc/{process}/smaps_rollup", "Private_Clean:", "Private_Dirty:");
 
     private static double MibOf(string path, params string[] fields) => File.ReadLines(path)
         .Where(line => fields.Any(field => line.StartsWith(field, StringComparison.Ordinal)))
         .Sum(line => double.Parse(line.Split([' ', '\t'], StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture)) / 1024;
-
-    /// <summary>What the files take that page servers of this process have made guest memory of.</summary>
-    private static double BackingMib()
-    {
-        double bytes = 0;
-        foreach (string link in Directory.EnumerateFiles("/proc/self/fd").Where(link => new FileInfo(link).LinkTarget?.StartsWith("/memfd:guest-memory", StringComparison.Ordinal) == true))
-        {
-            using var file = File.OpenHandle(link);
-            bytes += SparseFile.GetDataExtents(file, RandomAccess.GetLength(file)).Sum(extent => extent.Length);
-        }
-
-        return bytes / (1 << 20);
-    }
 
     private static double Median(int rounds, Func<double> measure) => Median([.. Enumerable.Range(0, rounds).Select(_ => measure())]);
 

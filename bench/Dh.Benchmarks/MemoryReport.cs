@@ -18,8 +18,9 @@ internal sealed class MemoryReport
     /// <param name="compressed">Whole restores from compressed memory.</param>
     /// <param name="warmRounds">Runs of each way from the page cache.</param>
     /// <param name="coldRounds">Runs of each way with the files dropped from it.</param>
-    /// <param name="headStart">How long a page server had before the handshake.</param>
-    public MemoryReport(IReadOnlyList<GuestTrace> traces, IReadOnlyList<MemoryWay> ways, ServingCost serving, CompressedRestore compressed, int warmRounds, int coldRounds, TimeSpan headStart)
+    /// <param name="handshake">After how much time a VMM that starts sends its handshake.</param>
+    /// <param name="vmmStart">After how much time its machine can run.</param>
+    public MemoryReport(IReadOnlyList<GuestTrace> traces, IReadOnlyList<MemoryWay> ways, ServingCost serving, CompressedRestore compressed, int warmRounds, int coldRounds, TimeSpan handshake, TimeSpan vmmStart)
     {
         _ways = ways;
         var trace = traces[0];
@@ -29,8 +30,8 @@ internal sealed class MemoryReport
         Line($"How the memory of a Python guest of {set.MemoryLength >> 20} MiB comes back. A C program touches the pages that the guest was seen to touch, in its order: those of {traces.Count} runs in turn, {pages} pages ({pages / 256.0:0.0} MiB) in the first; {written} of them it writes, {readFirst} of those after a read; {pages - trace.DataPages} are holes of the memory file, whose order is not known: they come last.");
         Line($"The working set ({set.TouchedBytes / Mib:0.0} MiB in {set.Touched.Count} runs) is of earlier runs of the same code. {Environment.ProcessorCount} CPUs; load average when it ended: {File.ReadAllText("/proc/loadavg").Split(' ')[0]}. Made by `make bench-memory`.").Line($"");
         Line($"- *population*: until the guest could run. *replay*: the touching. *total*: both. *times C*: the total by that of one thread of C that copies all data.");
-        Line($"- prefetch and lazy: the page server is opened {headStart.TotalMilliseconds:0} ms before the handshake, as a VMM takes that long to start, and a core is busy meanwhile; the clock starts when the handshake waits in the socket. Their C loops wait as long, with the source mapped and read.");
-        Line($"- \"into memory that the VMM maps\": the same, but the page server writes what the policy places into that memory while the VMM starts, as `dh` does it with QEMU. A VMM with memory of its own, as Firecracker is one, gets copies after its handshake.");
+        Line($"- prefetch and lazy: and \"opened before\": the page server is opened {handshake.TotalMilliseconds:0} ms before the handshake, as QEMU takes that long until it sends one, and a core is busy meanwhile; the clock starts when the handshake waits in the socket. Their C loops have the source mapped and read.");
+        Line($"- \"beside a VMM that starts\": the same, but the core stays busy until {vmmStart.TotalMilliseconds:0} ms after the start, when QEMU's machine can run, and the clock starts then: what is copied before costs nobody time.");
         Line($"- \"file, written pages prefaulted\": the memory file is mapped, and a thread of the VMM begins to copy the written pages, when the VMM starts, as `dh`'s preload library does it.");
         Line($"- eager, and \"no head start\": the clock starts before the source is opened; the handshake waits already. So does the clock of C.");
         Line($"- *slow accesses*: those to data that took more than 2 us, which somebody had to serve. *private*: memory afterwards that no other guest shares.").Line($"");
@@ -78,11 +79,11 @@ internal sealed class MemoryReport
         Promise("the same, from the disk", $"{compressed.ColdMs.Compressed:0} ms by {compressed.ColdMs.Plain:0} ms: {compressed.Cold:0.00}", $"<= 1.00", compressed.Cold <= 1);
         AtMost("population of prefetch, 1 worker, by C's loop over the same pages", 1.1, Warm(MemoryWay.Prefetch(1), MemoryWay.CPrefetch(1), Population));
         AtMost("population of prefetch, 2 workers, by C's loop over the same pages", 1.1, Warm(MemoryWay.Prefetch(2), MemoryWay.CPrefetch(2), Population));
-        AtMost("total of prefetch by that of a private mapping, from the page cache", 0.7, Warm(MemoryWay.PrefetchBacked, MemoryWay.File, Total));
-        AtMost("total of prefetch by that of a private mapping, from the disk", 0.4, Cold(MemoryWay.PrefetchBacked, MemoryWay.File, Total));
+        AtMost("total of prefetch by that of a private mapping, from the page cache", 0.7, Warm(MemoryWay.PrefetchBeside, MemoryWay.File, Total));
+        AtMost("total of prefetch by that of a private mapping, from the disk", 0.4, Cold(MemoryWay.PrefetchBeside, MemoryWay.File, Total));
         AtMost("median of a single fault by that of a handler in C, 64 KiB", 1.3, Warm(MemoryWay.Lazy, MemoryWay.CLazy, sample => sample.Replay.P50));
         AtMost("total of file with written pages prefaulted by that of a private mapping", 0.95, Warm(MemoryWay.FilePrefaulted, MemoryWay.File, Total));
-        AtMost("private memory of file with written pages prefaulted by that of prefetch", 0.65, Warm(MemoryWay.FilePrefaulted, MemoryWay.PrefetchBacked, sample => sample.PrivateMib));
+        AtMost("private memory of file with written pages prefaulted by that of prefetch", 0.65, Warm(MemoryWay.FilePrefaulted, MemoryWay.PrefetchBeside, sample => sample.PrivateMib));
         Promise("allocations while faults are served", $"{serving.AllocatedBytes} bytes in {serving.Faults} faults", $"0 per fault", serving.AllocatedBytes < serving.Faults);
         Promise("CPU time of an idle page server in 2 s", $"{serving.IdleNanoseconds} ns, woken {serving.IdleWakeups} times", $"0", serving is { IdleNanoseconds: 0, IdleWakeups: 0 });
 

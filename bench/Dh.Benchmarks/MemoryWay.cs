@@ -7,10 +7,10 @@ internal sealed record MemoryWay(string Name, Func<Task<Sample>> Measure)
 {
     public const string Memcpy = "C: memcpy of all data into resident memory";
     public const string PrefetchAtOnce = "page server, prefetch, 2 workers, no head start";
-    public const string EagerRestore = "page server, eager, 2 workers, opened 40 ms before";
-    public const string EagerBacked = "page server, eager, into memory that the VMM maps";
-    public const string EagerCompressed = "page server, eager, into memory that the VMM maps, LZ4";
-    public const string PrefetchBacked = "page server, prefetch, into memory that the VMM maps";
+    public const string EagerRestore = "page server, eager, 2 workers, opened before";
+    public const string EagerBeside = "page server, eager, beside a VMM that starts";
+    public const string EagerCompressed = "page server, eager, beside a VMM that starts, LZ4";
+    public const string PrefetchBeside = "page server, prefetch, beside a VMM that starts";
     public const string CLazy = "C: lazy, 64 KiB";
     public const string Lazy = "page server, lazy, 64 KiB";
     public const string File = "file: private mapping";

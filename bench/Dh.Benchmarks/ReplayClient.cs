@@ -2,7 +2,6 @@ using System.Globalization;
 using System.Net.Sockets;
 using System.Text;
 using Dh.Linux;
-using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Benchmarks;
 
@@ -20,9 +19,6 @@ internal sealed class ReplayClient : IDisposable
     /// <summary>The number at which the client finds its socket.</summary>
     public const string SocketDescriptor = "3";
 
-    /// <summary>The number at which the client finds the file that is its memory.</summary>
-    public const string BackingDescriptor = "4";
-
     private ReplayClient(ChildProcess process, Socket console, SafeSocketHandle connection)
     {
         _process = process;
@@ -35,8 +31,7 @@ internal sealed class ReplayClient : IDisposable
 
     /// <summary>Starts it, and returns when all is there that has to be before the clock starts.</summary>
     /// <param name="arguments">Its arguments.</param>
-    /// <param name="backing">The file that is its memory, or null.</param>
-    public static ReplayClient Start(string[] arguments, SafeFileHandle? backing = null)
+    public static ReplayClient Start(string[] arguments)
     {
         var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
         var (console, remote) = UnixSockets.CreatePair(UnixSocketKind.Stream);
@@ -44,7 +39,7 @@ internal sealed class ReplayClient : IDisposable
         using (remote)
         {
             var process = ChildProcess.Start(
-                Path.Combine(AppContext.BaseDirectory, "memory_replay"), arguments, new Dictionary<string, string>(), backing is null ? [(0, remote), (1, remote), (3, theirs)] : [(0, remote), (1, remote), (3, theirs), (4, backing)]);
+                Path.Combine(AppContext.BaseDirectory, "memory_replay"), arguments, new Dictionary<string, string>(), [(0, remote), (1, remote), (3, theirs)]);
             var client = new ReplayClient(process, new Socket(console) { ReceiveTimeout = (int)Limit.TotalMilliseconds }, ours);
             remote.Dispose();
             _ = client.Text(client.Receive());

@@ -74,14 +74,8 @@ public sealed class MemoryMapping : IDisposable
     {
         ArgumentOutOfRangeException.ThrowIfNegative(offset);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(offset + length, Length);
-        return TryPopulate(Address + (nuint)offset, (ulong)length);
+        return Libc.Madvise((nint)Address + (nint)offset, (nuint)length, MADV_POPULATE_READ) == 0;
     }
-
-    /// <summary>Maps a range of some mapping, reading what has to be read (MADV_POPULATE_READ, Linux 5.14).</summary>
-    /// <param name="address">Start, page-aligned.</param>
-    /// <param name="length">Bytes.</param>
-    /// <returns>False when the kernel would not, or a part cannot be read: a file behind it was truncated.</returns>
-    public static bool TryPopulate(nuint address, ulong length) => Libc.Madvise((nint)address, (nuint)length, MADV_POPULATE_READ) == 0;
 
     /// <summary>
     /// Has the kernel read a range of some mapping into the page cache, in one go and no more than that (MADV_WILLNEED): the read-around of a

@@ -34,11 +34,6 @@ internal static class Constants
     public const int MAP_ANONYMOUS = 0x20;
     public const int MAP_NORESERVE = 0x4000;
     public const uint MFD_CLOEXEC = 1;
-    public const uint MFD_ALLOW_SEALING = 2;
-    public const int F_ADD_SEALS = 1033;
-    public const int F_SEAL_SEAL = 1;
-    public const int F_SEAL_SHRINK = 2;
-    public const int F_SEAL_GROW = 4;
     public const int MADV_WILLNEED = 3;
     public const int MADV_DONTNEED = 4;
     public const int MADV_POPULATE_READ = 22;

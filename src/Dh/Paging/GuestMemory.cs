@@ -46,7 +46,6 @@ internal sealed class GuestMemory : IDisposable
     private readonly IMemorySource _source;
     private Lock[] _copiers = [];
     private readonly RegionState[] _regions;
-    private readonly bool _isShared;
     private readonly AddressRanges _givenBack = new();
     private MemoryMapping? _zeros;
     private Queue<(ulong Address, ulong Length)>? _toGiveBack;
@@ -62,13 +61,8 @@ internal sealed class GuestMemory : IDisposable
     /// <param name="regions">Its regions.</param>
     /// <param name="source">Their contents.</param>
     /// <param name="foreseen">What was worked out before; this takes over its pages when it fits.</param>
-    /// <param name="isShared">
-    /// Whether guest memory is a shared mapping of a file in memory. That has no zero page: placing zeros takes memory, so short holes are left to
-    /// their faults.
-    /// </param>
-    public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source, ForeseenLayout foreseen, bool isShared)
+    public GuestMemory(Userfaultfd uffd, IReadOnlyList<GuestRegion> regions, IMemorySource source, ForeseenLayout foreseen)
     {
-        _isShared = isShared;
         _uffd = uffd;
         _source = source;
         Regions = regions;
@@ -102,24 +96,6 @@ internal sealed class GuestMemory : IDisposable
     /// </summary>
     /// <param name="copiers">The locks; those of before are not in use any more.</param>
     public void SetCopiers(Lock[] copiers) => _copiers = copiers;
-
-    /// <summary>Notes what was put in place before the VMM had connected. Called before anything else is placed or read.</summary>
-    /// <param name="pieces">Whole pages, by their offsets in the memory file.</param>
-    public void MarkInPlace(IReadOnlyList<CopyPiece> pieces)
-    {
-        foreach (var region in _regions)
-        {
-            foreach (var piece in pieces)
-            {
-                ulong from = Math.Max((ulong)piece.Offset, region.Region.Offset), to = Math.Min((ulong)piece.Offset + piece.Length, region.Region.Offset + region.Region.Size);
-                if (from < to)
-                {
-                    region.Pages.MarkPresent((long)((from - region.Region.Offset) / region.PageSize), (long)((to - from) / region.PageSize));
-                    Interlocked.Add(ref _copiedBytes, (long)(to - from));
-                }
-            }
-        }
-    }
 
     /// <summary>Copies what is missing of a piece to its place. May be called on several threads, each with its lock of <see cref="SetCopiers"/> held, and on the one that reads the events.</summary>
     /// <param name="piece">The piece.</param>
@@ -285,11 +261,6 @@ internal sealed class GuestMemory : IDisposable
         if (_toGiveBack.Count > 0)
         {
             return GiveBackSome(_toGiveBack);
-        }
-
-        if (_isShared)
-        {
-            return false;
         }
 
         for (int placed = 0; _settlingRegion < _regions.Length; _settlingRegion++, _settlingPage = 0)

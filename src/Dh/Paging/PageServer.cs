@@ -30,7 +30,6 @@ public sealed class PageServer : IAsyncDisposable
     private readonly TaskCompletionSource _closed = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly long _startedAt = Stopwatch.GetTimestamp();
     private Thread? _readAhead;
-    private BackingFill? _fill;
     private SafeSocketHandle? _connection;
     private Socket? _accepted;
     private PidFd? _peer;
@@ -244,7 +243,7 @@ public sealed class PageServer : IAsyncDisposable
     private PageServerEnd Serve()
     {
         using var workers = new CopyWorkers(_source, _options.Policy == PopulationPolicy.Lazy ? 1 : _options.Workers, inBackground: false);
-        BeginBeforeHandshake();
+        BeginReadAhead();
         var foreseen = new ForeseenLayout(_source, PlacedExtents);
         _connection ??= Accept();
         var (regions, uffd) = HandshakeReceiver.Receive(_connection, _stop, _options.HandshakeTimeLimit);
@@ -253,16 +252,7 @@ public sealed class PageServer : IAsyncDisposable
         try
         {
             GuestRegion.Validate(regions, _source.Length);
-            if (_options.Backing is not null && regions.Any(region => region.PageSize != GuestRegion.NormalPageSize))
-            {
-                throw new PageServerException($"The handshake names a region of huge pages: guest memory that the page server has made has pages of {GuestRegion.NormalPageSize} bytes.");
-            }
-
-            _memory = new GuestMemory(uffd, regions, _source, foreseen, isShared: _options.Backing is not null);
-            if (_fill is not null)
-            {
-                _memory.MarkInPlace(_fill.Stop());
-            }
+            _memory = new GuestMemory(uffd, regions, _source, foreseen);
         }
         finally
         {
@@ -311,7 +301,7 @@ public sealed class PageServer : IAsyncDisposable
             throw VmmWentAway();
         }
 
-        return workers.Failure is { } failure ? throw failure : _fill?.Warning ?? memory.Warning;
+        return workers.Failure is { } failure ? throw failure : memory.Warning;
     }
 
     private PageServerEnd ServeOnDemand(GuestMemory memory, FaultLoop loop)
@@ -399,19 +389,13 @@ public sealed class PageServer : IAsyncDisposable
     }
 
     /// <summary>
-    /// While the VMM starts, a core is idle: puts in place what the policy asks for, where there is memory to put it, or else brings it near,
-    /// so that the copies find it mapped. Begun after the other threads: a thread that starts, and one that maps, want the same lock.
+    /// While the VMM starts, a core is idle: brings near what the policy asks for, so that the copies find it mapped. Begun after the other
+    /// threads: a thread that starts, and one that maps, want the same lock.
     /// </summary>
-    private void BeginBeforeHandshake()
+    private void BeginReadAhead()
     {
         if (_options.Policy == PopulationPolicy.Lazy || (_connection is { } connection && Poll.Wait(connection, TimeSpan.Zero)))
         {
-            return;
-        }
-
-        if (_options.Backing is { } backing)
-        {
-            _fill = new BackingFill(_source, PlacedExtents, backing);
             return;
         }
 
@@ -431,14 +415,12 @@ public sealed class PageServer : IAsyncDisposable
     {
         _stopping = true;
         _readAhead?.Join();
-        _ = _fill?.Stop();
         _loop?.Dispose();
         _memory?.Dispose();
         _connection?.Dispose();
         _accepted?.Dispose();
         _peer?.Dispose();
         _listener?.Dispose();
-        _options.Backing?.Dispose();
         DeleteSocket();
         _source.Dispose();
     }

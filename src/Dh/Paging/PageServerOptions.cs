@@ -1,6 +1,4 @@
 using System.Numerics;
-using Dh.Linux;
-using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Paging;
 
@@ -52,14 +50,6 @@ public sealed record PageServerOptions
     /// policy should be <see cref="PopulationPolicy.Lazy"/>; pages are served one by one meanwhile. Default: no.
     /// </summary>
     public bool Record { get; init; }
-
-    /// <summary>
-    /// A file in memory, as long as guest memory, that the VMM maps shared and takes for its guest memory
-    /// (<see cref="MemoryFile.CreateSealed"/>): what the policy places is written there while the VMM still starts, and only what is left then
-    /// is copied after the handshake. The server owns it. Regions must have pages of 4 KiB. Default: none; the VMM has memory of its own, as
-    /// Firecracker has, and all is copied after the handshake.
-    /// </summary>
-    public SafeFileHandle? Backing { get; init; }
 
     /// <summary>How long the VMM may take to connect and to send its handshake, above 0 and up to an hour. Default: 10 s.</summary>
     public TimeSpan HandshakeTimeLimit

@@ -33,7 +33,7 @@ internal sealed record MemoryChoice(MemoryBackend Backend, string? Notice)
 
         try
         {
-            return new MemoryChoice(new MemoryBackend.Uffd(Userfaultfd.OpenDevice(), IsFilledAhead: wish != MemoryPolicy.Lazy), null);
+            return new MemoryChoice(new MemoryBackend.Uffd(Userfaultfd.OpenDevice()), null);
         }
         catch (LinuxException e)
         {

@@ -54,11 +54,7 @@ internal abstract record MemoryBackend
 
     /// <summary>A page server resolves the faults: <see cref="IVmm.ServeMemory"/>.</summary>
     /// <param name="Device">The opened /dev/userfaultfd, for a VMM that inherits it; the driver closes it.</param>
-    /// <param name="IsFilledAhead">
-    /// Whether the page server will place something before the machine resumes: a VMM that can be told what its guest memory is made of then
-    /// gets memory that is filled while it starts (<see cref="PageServerOptions.Backing"/>).
-    /// </param>
-    public sealed record Uffd(Microsoft.Win32.SafeHandles.SafeFileHandle Device, bool IsFilledAhead) : MemoryBackend;
+    public sealed record Uffd(Microsoft.Win32.SafeHandles.SafeFileHandle Device) : MemoryBackend;
 
     /// <summary>The VMM's process maps the memory file privately, from a read-only descriptor.</summary>
     /// <param name="MemoryPath">The memory file.</param>

@@ -56,7 +56,7 @@ public sealed class JailTests : IAsyncLifetime
     {
         var snapshot = _home.Snapshot;
         var options = Options();
-        MemoryBackend memory = pageServer ? new MemoryBackend.Uffd(Userfaultfd.OpenDevice(), IsFilledAhead: true) : new MemoryBackend.File(snapshot.MemoryPath, []);
+        MemoryBackend memory = pageServer ? new MemoryBackend.Uffd(Userfaultfd.OpenDevice()) : new MemoryBackend.File(snapshot.MemoryPath, []);
         await using (var vmm = await _driver.RestoreAsync(snapshot.Machine, memory, snapshot.StatePath, options, Cancellation))
         {
             string root = RootOf(options);
@@ -92,7 +92,7 @@ public sealed class JailTests : IAsyncLifetime
     {
         _home.Fake.Play(script);
         var snapshot = _home.Snapshot;
-        await using var vmm = await _driver.RestoreAsync(snapshot.Machine, new MemoryBackend.Uffd(Userfaultfd.OpenDevice(), IsFilledAhead: true), snapshot.StatePath, Options(), Cancellation);
+        await using var vmm = await _driver.RestoreAsync(snapshot.Machine, new MemoryBackend.Uffd(Userfaultfd.OpenDevice()), snapshot.StatePath, Options(), Cancellation);
         await using var server = vmm.ServeMemory(snapshot.OpenMemory(), new PageServerOptions());
         await vmm.WaitRestoredAsync(Cancellation);
         var layer = Assert.Single(vmm.Cage);
@@ -129,7 +129,7 @@ public sealed class JailTests : IAsyncLifetime
     {
         var snapshot = _home.Snapshot;
         var options = Options();
-        await using var vmm = await _driver.RestoreAsync(snapshot.Machine, new MemoryBackend.Uffd(Userfaultfd.OpenDevice(), IsFilledAhead: true), snapshot.StatePath, options, Cancellation);
+        await using var vmm = await _driver.RestoreAsync(snapshot.Machine, new MemoryBackend.Uffd(Userfaultfd.OpenDevice()), snapshot.StatePath, options, Cancellation);
         await using var server = vmm.ServeMemory(snapshot.OpenMemory(), new PageServerOptions());
         using (var stranger = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified))
         {

@@ -2,7 +2,6 @@ using System.Globalization;
 using System.Net.Sockets;
 using System.Runtime.InteropServices;
 using Dh.Linux;
-using Microsoft.Win32.SafeHandles;
 
 namespace Dh.IntegrationTests.Paging;
 
@@ -32,22 +31,6 @@ internal sealed class GuestMemoryClient : IAsyncDisposable
         using (theirs)
         {
             return (await StartAsync(["fd", "3"], mode, size, split, [(3, theirs)]), ours);
-        }
-    }
-
-    /// <summary>Starts a client whose memory is a shared mapping of a file, once its page server is there.</summary>
-    /// <param name="mode">The mode.</param>
-    /// <param name="size">Bytes of memory.</param>
-    /// <param name="split">Where two regions meet.</param>
-    /// <param name="backing">The file.</param>
-    /// <param name="serve">Starts the page server, which has the other end of the client's socket.</param>
-    public static async Task<GuestMemoryClient> StartBackedAsync(string mode, long size, long split, SafeFileHandle backing, Action<SafeSocketHandle> serve)
-    {
-        var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
-        using (theirs)
-        {
-            serve(ours);
-            return await StartAsync(["fd", "3"], mode, size, split, [(3, theirs), (4, backing)], backed: true);
         }
     }
 
@@ -125,14 +108,14 @@ internal sealed class GuestMemoryClient : IAsyncDisposable
         await _stream.DisposeAsync();
     }
 
-    private static async Task<GuestMemoryClient> StartAsync(string[] socket, string mode, long size, long? split, (int Number, SafeHandle Descriptor)[] descriptors, bool backed = false)
+    private static async Task<GuestMemoryClient> StartAsync(string[] socket, string mode, long size, long? split, (int Number, SafeHandle Descriptor)[] descriptors)
     {
         var (ours, theirs) = UnixSockets.CreatePair(UnixSocketKind.Stream);
         using (theirs)
         {
             var process = ChildProcess.Start(
                 Path.Combine(AppContext.BaseDirectory, "guest-memory-client"),
-                [.. socket, mode, size.ToString(CultureInfo.InvariantCulture), .. split is { } at ? [at.ToString(CultureInfo.InvariantCulture)] : Array.Empty<string>(), .. backed ? ["4"] : Array.Empty<string>()],
+                [.. socket, mode, size.ToString(CultureInfo.InvariantCulture), .. split is { } at ? [at.ToString(CultureInfo.InvariantCulture)] : Array.Empty<string>()],
                 new Dictionary<string, string>(),
                 [(0, theirs), (1, theirs), .. descriptors]);
             var client = new GuestMemoryClient(process, ours);

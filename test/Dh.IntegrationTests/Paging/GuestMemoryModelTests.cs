@@ -1,4 +1,3 @@
-using System.Net.Sockets;
 using CsCheck;
 using Dh.Linux;
 using Dh.Paging;
@@ -35,7 +34,7 @@ public sealed class GuestMemoryModelTests : IDisposable
             .Select((seed, maxRun, holes, workingSet, split) => new Layout(pages, seed, maxRun, holes, workingSet, split)));
 
     private static readonly Gen<Serving> Servings =
-        Gen.Select(Gen.Enum<PopulationPolicy>(), Gen.Bool, Gen.Bool, Gen.Int[12, 21], Gen.Int[1, 4], Gen.Int[0, 30], (policy, fill, backed, block, workers, slow) => new Serving(policy, fill, backed, 1 << block, workers, slow));
+        Gen.Select(Gen.Enum<PopulationPolicy>(), Gen.Bool, Gen.Int[12, 21], Gen.Int[1, 4], Gen.Int[0, 30], (policy, fill, block, workers, slow) => new Serving(policy, fill, 1 << block, workers, slow));
 
     private static readonly Gen<Step> Steps =
         Gen.Select(Gen.Select(Gen.Enum<Verb>(), Gen.Double[0, 1], Gen.Double[0, 1]), Gen.Select(Gen.Enum<Verb>(), Gen.Double[0, 1], Gen.Double[0, 1]), Gen.Bool)
@@ -53,23 +52,18 @@ public sealed class GuestMemoryModelTests : IDisposable
         string file = SparseFileBuilder.Write(_directory["memory"], size, layout.Seed, layout.MaxRun, layout.Holes), workingSet = _directory["working-set"];
         byte[] memory = await File.ReadAllBytesAsync(file);
         WorkingSet.Combine(Id, size, [[.. layout.WorkingSet.Select(page => (long)page * PageSize)]], []).WriteTo(workingSet, file);
-        PageServer? started = null;
-        GuestMemoryClient? running = null;
-        var backing = serving.Backed ? MemoryFile.CreateSealed("guest-memory", size) : null;
         var source = new SlowSource(WorkingSetSource.Open(SparseFileSource.Open(file), workingSet, Id), serving.SlowReads);
         string mode = layout.Split == 0 ? "normal" : "two-regions";
-        if (backing is null)
+        var (client, connection) = await GuestMemoryClient.StartAsync(mode, size, (long)layout.Split * PageSize);
+        await using var owned = client;
+        await using var server = PageServer.Start(connection, source, new PageServerOptions
         {
-            (running, var connection) = await GuestMemoryClient.StartAsync(mode, size, (long)layout.Split * PageSize);
-            Serve(connection);
-        }
-        else
-        {
-            running = await GuestMemoryClient.StartBackedAsync(mode, size, (long)layout.Split * PageSize, backing, Serve);
-        }
-
-        await using var client = running;
-        await using var server = started!;
+            Policy = serving.Policy,
+            Fill = serving.Fill,
+            BlockSize = serving.BlockSize,
+            Workers = serving.Workers,
+            Failed = _ => client.Kill(),
+        });
 
         // At once: in the middle of the population, and while the filler runs.
         await client.SentAsync();
@@ -108,16 +102,6 @@ public sealed class GuestMemoryModelTests : IDisposable
         }
 
         AssertSame(HashPages(memory), await client.HashPagesAsync());
-
-        void Serve(SafeSocketHandle connection) => started = PageServer.Start(connection, source, new PageServerOptions
-        {
-            Policy = serving.Policy,
-            Fill = serving.Fill,
-            BlockSize = serving.BlockSize,
-            Workers = serving.Workers,
-            Backing = backing,
-            Failed = _ => running?.Kill(),
-        });
     }
 
     /// <summary>Does to the model what the client does; returns the hash of what is read there.</summary>
@@ -147,7 +131,7 @@ public sealed class GuestMemoryModelTests : IDisposable
 
     internal sealed record Layout(int Pages, int Seed, int MaxRun, bool Holes, int[] WorkingSet, int Split);
 
-    internal sealed record Serving(PopulationPolicy Policy, bool Fill, bool Backed, int BlockSize, int Workers, int SlowReads);
+    internal sealed record Serving(PopulationPolicy Policy, bool Fill, int BlockSize, int Workers, int SlowReads);
 
     internal sealed record Access(Verb Verb, double Start, double Length);
 

@@ -29,10 +29,9 @@ internal sealed class QemuVmm : IVmm
     private readonly Socket? _lock;
     private CageLayer[] _lateLock = [];
     private SafeSocketHandle? _handshake;
-    private SafeFileHandle? _backing;
 
     private QemuVmm(
-        VmmProcess process, Socket qmp, Socket channel, Socket console, Socket? @lock, SafeSocketHandle? handshake, SafeFileHandle? backing, Accelerator accelerator, QemuPurpose purpose,
+        VmmProcess process, Socket qmp, Socket channel, Socket console, Socket? @lock, SafeSocketHandle? handshake, Accelerator accelerator, QemuPurpose purpose,
         VmmStartOptions options, long startedAt, string? statePath, int stateDescriptor)
     {
         _process = process;
@@ -46,7 +45,6 @@ internal sealed class QemuVmm : IVmm
         StartedAt = startedAt;
         _channel = channel;
         _handshake = handshake;
-        _backing = backing;
         _qmp = new QmpClient(qmp, options.StepTimeLimit, AppendedLastWords);
         _ = DrainConsoleAsync();
     }
@@ -101,9 +99,8 @@ internal sealed class QemuVmm : IVmm
     public PageServer ServeMemory(IMemorySource source, PageServerOptions options)
     {
         var connection = _handshake ?? throw new InvalidOperationException("This machine's memory comes from no page server, or is served already.");
-        var backing = _backing;
-        (_handshake, _backing) = (null, null);
-        return PageServer.Start(connection, source, options with { Backing = backing });
+        _handshake = null;
+        return PageServer.Start(connection, source, options);
     }
 
     /// <inheritdoc/>
@@ -172,7 +169,6 @@ internal sealed class QemuVmm : IVmm
         _console.Dispose();
         _lock?.Dispose();
         _handshake?.Dispose();
-        _backing?.Dispose();
     }
 
     private static QemuVmm Start(QemuBinary qemu, MachineDescription machine, MemoryBackend? memory, string? bootMemoryPath, string? statePath, VmmStartOptions options)
@@ -181,7 +177,6 @@ internal sealed class QemuVmm : IVmm
         var ours = new List<Socket>();
         Socket? @lock = null;
         SafeSocketHandle? handshake = null;
-        SafeFileHandle? backing = null;
         var purpose = memory is null ? QemuPurpose.Boot : QemuPurpose.Restore;
         var environment = new Dictionary<string, string>
         {
@@ -212,12 +207,6 @@ internal sealed class QemuVmm : IVmm
                     (handshake, var theirHandshake) = UnixSockets.CreatePair(UnixSocketKind.Stream);
                     environment["DH_HANDSHAKE_FD"] = Number(Inherit(theirs, theirHandshake));
                     environment["DH_USERFAULTFD_FD"] = Number(Inherit(theirs, uffd.Device));
-                    if (uffd.IsFilledAhead)
-                    {
-                        backing = MemoryFile.CreateSealed("guest-memory", machine.MemoryBytes);
-                        environment["DH_BACKING_FD"] = Number(Inherit(theirs, backing));
-                    }
-
                     break;
                 case MemoryBackend.File file:
                     environment["DH_MEMORY_FD"] = Number(Inherit(theirs, File.OpenHandle(file.MemoryPath, FileMode.Open, FileAccess.Read)));
@@ -243,20 +232,18 @@ internal sealed class QemuVmm : IVmm
             var arguments = QemuCommandLine.Build(machine, purpose, descriptors);
             long startedAt = Stopwatch.GetTimestamp();
             var process = VmmProcess.Start(options, environment, [qemu.Path, .. arguments], theirs, cage);
-            return new QemuVmm(process, ours[0], ours[1], ours[2], @lock, handshake, backing, machine.Accelerator, purpose, options, startedAt, statePath, state);
+            return new QemuVmm(process, ours[0], ours[1], ours[2], @lock, handshake, machine.Accelerator, purpose, options, startedAt, statePath, state);
         }
         catch (Exception e)
         {
             ours.ForEach(socket => socket.Dispose());
             @lock?.Dispose();
             handshake?.Dispose();
-            backing?.Dispose();
             throw e is IOException or UnauthorizedAccessException ? new DhException(DhErrorReason.Snapshot, $"A file of the snapshot cannot be opened: {e.Message}", e) : e;
         }
         finally
         {
-            // The VMM has its own copies; with ours open, its end would not be seen. The page server goes on writing to the backing.
-            _ = theirs.Remove(backing!);
+            // The VMM has its own copies; with ours open, its end would not be seen.
             theirs.ForEach(descriptor => descriptor.Dispose());
         }
     }
