@@ -1,5 +1,5 @@
-using System.Net.Sockets;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using Dh.Linux.Abi;
 using Microsoft.Win32.SafeHandles;
 using static Dh.Linux.Abi.Constants;
@@ -20,7 +20,7 @@ public static class FdPassing
     /// <param name="bytes">At least one byte: descriptors do not travel alone on a stream socket.</param>
     /// <param name="descriptors">At most <see cref="MaxDescriptors"/>; they stay open here.</param>
     /// <exception cref="LinuxException">The peer is gone (EPIPE), or the call failed; also when a stream socket took only a part.</exception>
-    public static unsafe void Send(SafeSocketHandle socket, ReadOnlySpan<byte> bytes, params ReadOnlySpan<SafeFileHandle> descriptors)
+    public static unsafe void Send(SafeHandle socket, ReadOnlySpan<byte> bytes, params ReadOnlySpan<SafeFileHandle> descriptors)
     {
         ArgumentNullException.ThrowIfNull(socket);
         ArgumentOutOfRangeException.ThrowIfZero(bytes.Length);
@@ -77,7 +77,7 @@ public static class FdPassing
     /// <param name="descriptors">Received descriptors are added; the caller owns them, also when this throws.</param>
     /// <returns>The number of bytes; 0 at end of file; -1 when nothing waits.</returns>
     /// <exception cref="LinuxException">The call failed, or descriptors were cut off (EMSGSIZE).</exception>
-    public static unsafe int Receive(SafeSocketHandle socket, Span<byte> buffer, ICollection<SafeFileHandle> descriptors)
+    public static unsafe int Receive(SafeHandle socket, Span<byte> buffer, ICollection<SafeFileHandle> descriptors)
     {
         ArgumentNullException.ThrowIfNull(socket);
         ArgumentNullException.ThrowIfNull(descriptors);

@@ -1,4 +1,5 @@
 using System.Net.Sockets;
+using System.Runtime.InteropServices;
 using System.Text;
 using Dh.Linux.Abi;
 using Microsoft.Win32.SafeHandles;
@@ -64,7 +65,7 @@ public static class UnixSockets
     /// <param name="limit">How long the connection, and each send, may wait (SO_SNDTIMEO); more than 0.</param>
     /// <exception cref="LinuxException">Nobody listens there (ECONNREFUSED, ENOENT), the time is over (EAGAIN), no descriptor is left.</exception>
     /// <exception cref="ArgumentException">The path is too long.</exception>
-    public static unsafe SafeSocketHandle Connect(string path, UnixSocketKind kind, TimeSpan limit)
+    public static unsafe SafeFileHandle Connect(string path, UnixSocketKind kind, TimeSpan limit)
     {
         const int FamilyLength = sizeof(ushort), AddressLength = FamilyLength + MaxPathLength + 1;
         ArgumentNullException.ThrowIfNull(path);
@@ -111,7 +112,7 @@ public static class UnixSockets
     /// </summary>
     /// <param name="socket">A connected unix socket.</param>
     /// <exception cref="LinuxException">It is no unix socket.</exception>
-    public static unsafe PeerCredentials GetPeerCredentials(SafeSocketHandle socket)
+    public static unsafe PeerCredentials GetPeerCredentials(SafeHandle socket)
     {
         var credentials = default(UCred);
         uint length = (uint)sizeof(UCred);

@@ -1,4 +1,3 @@
-using System.Net.Sockets;
 using System.Runtime.InteropServices;
 using Microsoft.Win32.SafeHandles;
 
@@ -104,7 +103,7 @@ internal static unsafe partial class Libc
     public static partial nint RecvMsg(SafeHandle socket, MsgHdr* message, int flags);
 
     [LibraryImport(Library, EntryPoint = "socket", SetLastError = true)]
-    public static partial SafeSocketHandle Socket(int domain, int type, int protocol);
+    public static partial SafeFileHandle Socket(int domain, int type, int protocol);
 
     [LibraryImport(Library, EntryPoint = "connect", SetLastError = true)]
     public static partial int Connect(SafeHandle socket, void* address, uint length);

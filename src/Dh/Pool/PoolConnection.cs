@@ -1,4 +1,3 @@
-using System.Net.Sockets;
 using Dh.Linux;
 using Microsoft.Win32.SafeHandles;
 
@@ -10,9 +9,9 @@ internal sealed class PoolConnection : IDisposable
     /// <summary>How long a daemon may take to accept and to answer; one that takes longer is stopped, or is no daemon.</summary>
     public static readonly TimeSpan AnswerLimit = TimeSpan.FromSeconds(2);
 
-    private readonly SafeSocketHandle _socket;
+    private readonly SafeFileHandle _socket;
 
-    private PoolConnection(SafeSocketHandle socket) => _socket = socket;
+    private PoolConnection(SafeFileHandle socket) => _socket = socket;
 
     /// <summary>Connects, and sends a request.</summary>
     /// <param name="path">The pool's socket.</param>
@@ -27,7 +26,7 @@ internal sealed class PoolConnection : IDisposable
 
         var packet = request.ToPacket(); // before the daemon waits for it
 
-        SafeSocketHandle? socket = null;
+        SafeFileHandle? socket = null;
         try
         {
             // The limit is for a daemon that accepts nobody any more: the kernel would keep a client waiting for ever.
