@@ -250,7 +250,7 @@ internal sealed class GuestMemory : IDisposable
 
     /// <summary>
     /// Sees to the holes before the guest does, a part at a time: the long ones go back to the kernel, whose own zero pages they are from then
-    /// on; the short ones get zero pages, where there are such. A guest takes such pages for something new, and each would be a fault. Called
+    /// on; the short ones get zero pages. A guest takes such pages for something new, and each would be a fault. Called
     /// on the thread that reads the events.
     /// </summary>
     /// <returns>Whether there is more to do; after false it is not called again.</returns>
