@@ -4,7 +4,8 @@
 //
 //   guest-memory-client (fd N | path P) MODE SIZE [SPLIT]
 //
-// Two regions meet at the byte SPLIT of the memory file, by default in its middle. The mode `huge` takes pages of 2 MiB (hugetlbfs), `as-huge` takes ordinary ones and says that they are of 2 MiB. A mode that begins with [ or { is what is sent as the regions.
+// Two regions meet at the byte SPLIT of the memory file, by default in its middle. The mode `huge` takes pages of 2 MiB (hugetlbfs), `as-huge`
+// takes ordinary ones and says that they are of 2 MiB. A mode that begins with [ or { is what is sent as the regions.
 //
 // Prints `base ADDRESS` (of the byte at offset 0), does what MODE says, prints `sent`, then obeys lines on stdin:
 //   pages        prints `pages N`, then one hash per page in the order of the memory file

@@ -59,7 +59,8 @@ public static class UnixSockets
         }
     }
 
-    /// <summary>Connects to a listening unix socket (connect(2)). <see cref="Socket"/> does that, too, and begins a thread.</summary>
+    /// <summary>Connects to a listening unix socket (connect(2)). <see cref="Socket"/> does that, too, and begins a thread, as a
+    /// <see cref="SafeSocketHandle"/> does that a system call returns: hence another handle.</summary>
     /// <param name="path">At most <see cref="MaxPathLength"/> bytes.</param>
     /// <param name="kind">Byte stream or messages.</param>
     /// <param name="limit">How long the connection, and each send, may wait (SO_SNDTIMEO); more than 0.</param>
