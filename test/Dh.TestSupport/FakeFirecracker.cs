@@ -22,7 +22,7 @@ public sealed class FakeFirecracker : IDisposable
     public FakeFirecracker(params string[] script)
     {
         ProgramPath = _directory["firecracker"];
-        File.Copy(Path.Combine(AppContext.BaseDirectory, "fake-firecracker"), ProgramPath);
+        ProgramFile.Copy(Path.Combine(AppContext.BaseDirectory, "fake-firecracker"), ProgramPath);
         Guest = new FakeFirecrackerGuest(_directory["guest.sock"]);
         Play(script);
     }

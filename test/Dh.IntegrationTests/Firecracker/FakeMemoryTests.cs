@@ -73,7 +73,9 @@ public sealed class FakeMemoryTests : IAsyncLifetime
         using var api = process.Connect();
         Assert.Equal(204, (await api.AskAsync("PUT", "/snapshot/load", Load)).Status);
         Assert.Equal(204, (await api.AskAsync("PATCH", "/vm", """{"state":"Resumed"}""")).Status);
-        Assert.Equal((Pages, 1), await (await _fake.Guest.VcpuOfAsync(process.Id)).CheckAsync());
+        var vcpu = await _fake.Guest.VcpuOfAsync(process.Id);
+        var found = await vcpu.CheckAsync();
+        Assert.True(found == (Pages, 1), $"{found}, the first difference: {vcpu.FirstDifference}");
     }
 
     [Fact(Timeout = 60_000)]

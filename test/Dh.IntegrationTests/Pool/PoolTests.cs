@@ -141,7 +141,7 @@ public sealed class PoolTests(PreparedHome prepared)
         }
 
         string program = Path.Combine(own.Dh.Home, "dh");
-        File.Copy(Repository.PathOf("bin/dh"), program);
+        ProgramFile.Copy(Repository.PathOf("bin/dh"), program);
         var status = await own.Dh.RunAsync(new ProcessStartInfo("setpriv", ["--reuid=65534", "--regid=65534", "--clear-groups", program, "vm", "pool", "status", "--json"]));
         Assert.Equal((0, "{\"pools\":[]}"), (status.ExitCode, status.Output.Trim()));
         await pool.WaitForEventAsync(" is of user 65534");
