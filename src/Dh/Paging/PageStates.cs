@@ -110,8 +110,15 @@ internal sealed class PageStates(long pages)
 
     private long NextRun(ref long first, long end, bool zero)
     {
-        first = Next(first, end, zero, wanted: true);
-        return Next(first, end, zero, wanted: false) - first;
+        long behind;
+        do
+        {
+            first = Next(first, end, zero, wanted: true);
+            behind = Next(first, end, zero, wanted: false);
+        }
+        while (behind == first && first < end); // another thread has just placed the page that was found: what follows it is still to be found
+
+        return behind - first;
     }
 
     /// <summary>The first page from <paramref name="page"/> on that is wanted, or is not.</summary>

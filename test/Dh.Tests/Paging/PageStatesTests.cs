@@ -80,6 +80,34 @@ public sealed class PageStatesTests
         }
     }
 
+    [Fact]
+    public async Task A_run_is_found_while_another_thread_places_what_is_before_it()
+    {
+        const int Pages = 4096;
+        for (int round = 0; round < 200; round++)
+        {
+            var states = new PageStates(Pages);
+            var placing = Task.Run(
+                () =>
+                {
+                    for (int page = 0; page < Pages - 1; page++)
+                    {
+                        states.MarkPresent(page, 1);
+                    }
+                },
+                TestContext.Current.CancellationToken);
+            bool placed;
+            do
+            {
+                placed = placing.IsCompleted;
+                long first = 0, count = states.NextMissing(ref first, Pages);
+                Assert.True(count > 0, $"none is missing from page {first} on, and yet the last one is");
+            }
+            while (!placed);
+            await placing;
+        }
+    }
+
     private static (PageStates States, bool[] Present, bool[] Zero) Apply(int pages, (Mark Mark, int First, int Count)[] marks)
     {
         var states = new PageStates(pages);
