@@ -24,4 +24,6 @@ public sealed class FirecrackerContract : DriverContract, IAsyncLifetime
     }
 
     protected override void Play(string code, Func<FakeGuestRun, Task<int>> program) => _home.Fake.Guest.Programs[code] = program;
+
+    protected override void SlowDown() => _home.Fake.Play("vsock silence");
 }
