@@ -115,8 +115,9 @@ internal sealed class PageStates(long pages)
         {
             first = Next(first, end, zero, wanted: true);
             behind = Next(first, end, zero, wanted: false);
+            // Both are the same before the end when another thread places the page that was found just then: the run that follows is still to be found.
         }
-        while (behind == first && first < end); // another thread has just placed the page that was found: what follows it is still to be found
+        while (behind == first && first < end);
 
         return behind - first;
     }
