@@ -143,12 +143,12 @@ class Engine:
         socket.send_fds(self._control, [b"child %d" % os.getpid()], listeners)
         self._control.send(b"forked")
         module = self._new_namespace()
-        code, result_repr, error, not_run, tables = EXIT_INTERRUPTED, None, None, False, []
+        code, result_repr, error, not_run, is_last, tables = EXIT_INTERRUPTED, None, None, False, False, []
         try:
             while not (job := read_message(jobs)):
                 rehearsal.run_once()
                 self._reseed()  # for practice: the kernel may not have its entropy yet
-            is_copy, show_tables, *job = marshal.loads(job)
+            is_copy, is_last, show_tables, *job = marshal.loads(job)
             if is_copy:
                 self._reseed()
             self._restore_hook.run()
@@ -168,6 +168,8 @@ class Engine:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the next run
         self._leave()
         report.send(b"\n" + bytes((code,)))
+        if is_last:
+            _libc.pause()  # with the interpreter's lock: no thread of the code goes on; the host ends the machine
         report.close()
         os.close(jobs)
         self._clear(module)

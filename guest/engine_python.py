@@ -34,6 +34,7 @@ RESTORE = "/usr/lib/dh/restore.py"
 RUN_CGROUP = "/sys/fs/cgroup/run/cgroup.procs"
 EXIT_FLUSH_FAILED = 120  # as python itself ends when its standard output cannot be flushed
 
+_cpus = os.sched_getaffinity(0)
 _libc = ctypes.PyDLL(None)  # holds on to the interpreter's lock: other threads do not come in between
 _stdout = sys.stdout
 _restore_hook = None
@@ -57,10 +58,11 @@ def main():
     gc.freeze()  # a child's collector leaves these objects alone, and so their pages
     control.send(b"ready " + sys.version.split()[0].encode())
     while True:
-        _, descriptors, _, _ = socket.recv_fds(control, 16, 5)
+        message, descriptors, _, _ = socket.recv_fds(control, 16, 5)
         if not descriptors:
             return  # the runner has ended
-        fork_child(control, descriptors)
+        _, _, cpu = message.partition(b" ")
+        fork_child(control, descriptors, {int(cpu)} if cpu else _cpus)
 
 
 def warm_up():
@@ -93,11 +95,11 @@ def warm_up():
     reseed()  # OpenSSL sets up its generator at first use, which takes emulated code long
 
 
-def fork_child(control, descriptors):
+def fork_child(control, descriptors, cpus):
     between = os.fork()
     if between == 0:
         if os.fork() == 0:
-            child(control, descriptors)
+            child(control, descriptors, cpus)
         os._exit(0)
     for descriptor in descriptors:
         os.close(descriptor)
@@ -105,15 +107,17 @@ def fork_child(control, descriptors):
     control.send(b"forked")
 
 
-def child(control, descriptors):
-    """From the fork to the end of one run."""
+def child(control, descriptors, cpus):
+    """From the fork to the end of one run. `cpus`: where it waits for its code."""
     try:
+        if cpus != _cpus:
+            os.sched_setaffinity(0, cpus)
         jobs, report, listener, rehearsal = get_ready(*descriptors)
     except BaseException:
         log(f"a child failed\n{traceback.format_exc()}")
         control.send(b"failed")
         os._exit(1)
-    code, result_repr, error, not_run, module = EXIT_INTERRUPTED, None, None, False, new_main_module()
+    code, result_repr, error, not_run, is_last, module = EXIT_INTERRUPTED, None, None, False, False, new_main_module()
     try:
         try:
             socket.send_fds(control, [b"child %d" % os.getpid()], [] if listener is None else [listener])
@@ -123,7 +127,9 @@ def child(control, descriptors):
             while not (job := read_message(jobs)):  # none yet: but the machine has been restored, and there will be one
                 rehearsal.run_once()
                 reseed()  # for practice: the kernel may not have its entropy yet
-            is_copy, _, *job = marshal.loads(job)  # there are no tables to show
+            is_copy, is_last, _, *job = marshal.loads(job)  # there are no tables to show
+            if cpus != _cpus:
+                os.sched_setaffinity(0, _cpus)
             if is_copy:
                 reseed()
             _restore_hook.run()
@@ -133,7 +139,7 @@ def child(control, descriptors):
         except NotRun as reason:
             _, _, error = failure(reason.__cause__)
             code, not_run = EXIT_NOT_RUN, True
-        end(code, result_repr, error, not_run, module, report)
+        end(code, result_repr, error, not_run, is_last, module, report)
     finally:
         os._exit(code)
 
@@ -153,9 +159,9 @@ def get_ready(stdin, stdout, stderr, jobs, report):
     return jobs, report, stdin_demand.install(), rehearsal
 
 
-def end(code, result_repr, error, not_run, module, report):
+def end(code, result_repr, error, not_run, is_last, module, report):
     """Ends the process as the interpreter does, except that it does not take itself apart: that would be felt, and
-    nothing of it seen."""
+    nothing of it seen. When nothing runs after it, it stays, and takes no time of the host, which ends the machine."""
     try:
         if result_repr is not None or error is not None:
             report.send(json.dumps({"result_repr": result_repr, "error": error, "not_run": not_run}).encode())
@@ -170,6 +176,8 @@ def end(code, result_repr, error, not_run, module, report):
         if len(sys.modules) != _bare_modules:
             _libc.fflush(None)
         report.send(b"\n" + bytes((code,)))
+        if is_last:
+            _libc.pause()  # with the interpreter's lock: no thread of the code goes on
     finally:
         os._exit(code)
 

@@ -37,6 +37,7 @@ DEVICE_WAIT_S = 10
 PYTHON = "/usr/bin/python3"
 SETTINGS = "/usr/lib/dh/engine.json"  # what the image's template says of the engine
 IN_PLACE = ("deephaven",)
+SHARED_CPU = 0  # see Runner._fork
 ENGINE_CONTROL = 3  # the descriptor by which an engine knows its runner
 
 NO_JOB_YET = bytes(4)  # the length of an empty one
@@ -103,9 +104,9 @@ class Writer:
 class Run:
     """One exec: from the fork of its process, long before its code is known, to the end of that process."""
 
-    def __init__(self, engine, in_place, hello):
+    def __init__(self, engine, in_place, hello, cpu):
         """Has the engine fork the process, or become it. `hello`: the number of the last one, whose entropy is in what the
-        process draws."""
+        process draws; `cpu`: where the process waits, or None for anywhere."""
         self.in_place, self.hello = in_place, hello
         stdin, to_stdin = os.pipe()
         self.stdout, stdout = os.pipe()
@@ -114,7 +115,7 @@ class Run:
         self.report, report = os.pipe()
         self.stdin_opens = watch_opens(stdin)
         theirs = (stdin, stdout, stderr, job, report)
-        socket.send_fds(engine, [b"fork"], theirs)
+        socket.send_fds(engine, [b"fork" if cpu is None else b"fork %d" % cpu], theirs)
         for descriptor in theirs:
             os.close(descriptor)
         self.stdin, self.job = Writer(to_stdin), Writer(to_job)
@@ -197,6 +198,7 @@ class Runner:
         self._hellos = 0  # the rehearsal's, and that of each host; a restored machine hears of a new one
         self._next = None  # the run whose process waits for code
         self._run = None
+        self._last_begun = False  # the host ends the machine when it has the result of this run
         self._postponed = []  # frames for a run whose process is not ready yet
         self._output_paused = False
         self._watch(engine.fileno(), self._on_engine)
@@ -383,6 +385,8 @@ class Runner:
             raise Refused("exec before hello")
         if self._postponed or self._run is not None and not self._run.answered:
             raise Refused("exec while another one runs")
+        if self._last_begun:
+            raise Refused("exec after the last one")
         job = make_job(header, source)
         if self._run is not None or not self.ready:
             if self._engine is None:
@@ -391,8 +395,9 @@ class Runner:
             return
         self._machine.correct_clock(header["wall_clock_ns"])
         run, self._run, self._next = self._next, self._next, None
+        self._last_begun = header.get("last") is True
         # The process was perhaps forked before the snapshot was taken: then other clones have the same one.
-        run.begin(header["id"], marshal.dumps((run.hello != self._hellos, *job)))
+        run.begin(header["id"], marshal.dumps((run.hello != self._hellos, self._last_begun, *job)))
         self._write(run, run.job)
         if self._output_paused:
             self._watch_output(run)
@@ -426,9 +431,16 @@ class Runner:
     # The next run's process
 
     def _fork(self):
+        """Once a host has been served, the process waits on the CPU of this one, and may go anywhere when it has code: under
+        emulation, to wake up a CPU takes longer than most of what it is woken up for. Before that, the two go on at the
+        same time when the machine has been restored, on two CPUs."""
+        cpu = None
+        if self._hellos > 1 and self._engine_name not in IN_PLACE:
+            cpu = SHARED_CPU
+            os.sched_setaffinity(0, {cpu})
         # While this lasts, orphans come to the runner: so the child becomes its own. All others are for init to reap.
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._next = Run(self._engine, self._engine_name in IN_PLACE, self._hellos)
+        self._next = Run(self._engine, self._engine_name in IN_PLACE, self._hellos, cpu)
 
     def _on_engine(self, *_):
         message, descriptors, _, _ = socket.recv_fds(self._engine, 64, 1)
@@ -508,6 +520,8 @@ class Runner:
         if not run.answered:
             for descriptor in (run.stdout, run.stderr):
                 if descriptor in run.unended and (run.exit_code is None or unread(descriptor)):
+                    if run.exit_code is not None:
+                        self._kill_leftovers(run)  # one of them may write for ever
                     return
             if run.exit_code is None and run.unended:
                 return
@@ -520,18 +534,22 @@ class Runner:
                     self._forget(descriptor)
             if run.listener is not None:
                 self._forget(run.listener.descriptor)
-            if run.has_ended_in_place:
-                self._machine.kill_all_but(run.pid)
-            elif run.status is None:
-                self._machine.kill_run()
+            if not self._last_begun:  # if it was, all ends with the machine: until then it would be in the way of the host
+                self._kill_leftovers(run)
         if run.status is not None or run.has_ended_in_place:
             self._run = None
             for descriptor in list(run.descriptors):
                 self._close(run, descriptor)
             if run.listener is not None:
                 run.listener.close()
-            if self._engine is not None:
+            if self._engine is not None and not self._last_begun:
                 self._fork()
+
+    def _kill_leftovers(self, run):
+        if run.has_ended_in_place:
+            self._machine.kill_all_but(run.pid)
+        elif run.status is None:
+            self._machine.kill_run()
 
     def _on_deadline(self, run):
         if run.status is None:  # the grace is over

@@ -14,7 +14,7 @@ namespace Dh.Benchmarks;
 /// </summary>
 internal static class PoolBenchmark
 {
-    private const int Rounds = 21;
+    private const int Rounds = 41;
     private const int Size = 4;
     private const int Clients = 8;
     private const double MaximalAboveLibraryMs = 6;
@@ -26,7 +26,7 @@ internal static class PoolBenchmark
     private const double MaximalDeephavenMs = 25;
     private static readonly TimeSpan ThroughputTime = TimeSpan.FromSeconds(15);
     private static readonly string[] Hello = ["exec", "--template", "python", "-c", "print('hello')"];
-    private static readonly ExecutionRequest HelloRequest = new() { Source = "print('hello')" };
+    private static readonly ExecutionRequest HelloRequest = new() { Source = "print('hello')", IsLast = true };
     private static readonly SandboxOptions Options = new();
 
     public static async Task<bool> RunAsync()
@@ -41,6 +41,7 @@ internal static class PoolBenchmark
         {
             for (int round = -2; round < Rounds; round++)
             {
+                await BenchmarkPool.WaitReadyAsync(Size);
                 double alone = Run(("DH_NO_POOL", "1"));
                 double ready = await RunReadyAsync(snapshot);
                 await BenchmarkPool.WaitReadyAsync(Size);

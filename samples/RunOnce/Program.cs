@@ -12,7 +12,7 @@ var snapshot = new SnapshotStore(DhHome.Default).FindNewest(template: null)
     ?? throw new DhException(DhErrorReason.NotFound, "No snapshot is prepared. Run `dh vm prepare`.");
 
 await using var sandbox = await Sandbox.RestoreAsync(snapshot);
-var result = await sandbox.ExecuteAsync(new ExecutionRequest { Source = args.Length > 0 ? args[0] : "6 * 7" }, new ConsoleOutput());
+var result = await sandbox.ExecuteAsync(new ExecutionRequest { Source = args.Length > 0 ? args[0] : "6 * 7", IsLast = true }, new ConsoleOutput());
 
 Console.WriteLine($"value {result.ResultRepr ?? "none"}, exit code {result.ExitCode}, restored in {sandbox.RestoreTime.TotalMilliseconds:0} ms");
 return result.ExitCode;

@@ -162,12 +162,10 @@ internal sealed class ExecCommand : Command
         bool usePool = !parsed.GetValue(_noPool) && Environment.GetEnvironmentVariable("DH_NO_POOL") != "1";
         var pooled = usePool ? PooledSandbox.TryTake(snapshot, options, Say, interruption.Token) : null;
         await using ISandbox sandbox = pooled ?? (ISandbox)await Sandbox.RestoreAsync(snapshot, options, interruption.Token);
-        // The user waits for the result, not for the teardown.
-        pooled?.LeaveTeardown();
         pooled?.WaitsOnCallingThread = true;
         if (sandbox is Sandbox own)
         {
-            own.LeaveTeardown();
+            own.LeaveTeardown(); // the user waits for the result, and not for that
             trace?.Mark("vmm-start", own.VmmStartedAt);
             Say(own.Population?.ToString() ?? $"File: mapped {manifest.MemoryMib} MiB ({manifest.DataBytes >> 20} MiB data)");
         }
@@ -267,7 +265,7 @@ internal sealed class ExecCommand : Command
                     Arguments = _operands[1..],
                     Input = Console.OpenStandardInput(),
                 };
-        return request with { ShowTables = !parsed.GetValue(_noShowTables), Environment = ReadEnvironment(parsed.GetValue(_environment) ?? []), Timeout = ReadTimeout(parsed.GetValue(_timeout)) };
+        return request with { IsLast = true, ShowTables = !parsed.GetValue(_noShowTables), Environment = ReadEnvironment(parsed.GetValue(_environment) ?? []), Timeout = ReadTimeout(parsed.GetValue(_timeout)) };
     }
 
     private static Dictionary<string, string> ReadEnvironment(string[] settings)

@@ -103,7 +103,7 @@ internal sealed record ClockHeader(long WallClockNs) : RequestHeader("clock")
 }
 
 internal sealed record ExecHeader(
-    long Id, string Mode, string Filename, IReadOnlyList<string> Argv, IReadOnlyDictionary<string, string> Env, long WallClockNs, bool ShowResult, bool ShowTables)
+    long Id, string Mode, string Filename, IReadOnlyList<string> Argv, IReadOnlyDictionary<string, string> Env, long WallClockNs, bool ShowResult, bool ShowTables, bool Last)
     : RequestHeader("exec")
 {
     protected override void WriteMembers(Utf8JsonWriter json)
@@ -128,6 +128,7 @@ internal sealed record ExecHeader(
         json.WriteNumber("wall_clock_ns"u8, WallClockNs);
         json.WriteBoolean("show_result"u8, ShowResult);
         json.WriteBoolean("show_tables"u8, ShowTables);
+        json.WriteBoolean("last"u8, Last);
     }
 }
 

@@ -8,7 +8,7 @@ namespace Dh.Guest;
 /// <summary>
 /// The host's side of a session with a runner. One task owns it; its state decides what may be sent:
 /// <code>
-/// Restored --hello/hello--> Greeted --exec--> Running --result--> Greeted
+/// Restored --hello/hello--> Greeted --exec--> Running --result--> Greeted, or Ended after the last run
 ///     |                      |    |                 |
 ///     |                      |    +-- HandOver --> HandedOver: another process goes on with Resume
 ///     +----------------------+----------------------+--> Broken (protocol, silence, end of file): the sandbox is of no more use
@@ -47,6 +47,7 @@ internal sealed class GuestSession(IGuestTransport transport) : IDisposable
         Greeted,
         Running,
         HandedOver,
+        Ended,
         Broken,
     }
 
@@ -162,7 +163,7 @@ internal sealed class GuestSession(IGuestTransport transport) : IDisposable
         long id = ++_lastId;
         string name = request.Mode == ExecutionMode.Code ? "-c" : request.Filename;
         var exec = new ExecHeader(
-            id, request.Mode == ExecutionMode.Code ? "code" : "script", request.Filename, [name, .. request.Arguments], request.Environment, WallClockNs(), request.ShowResult, request.ShowTables);
+            id, request.Mode == ExecutionMode.Code ? "code" : "script", request.Filename, [name, .. request.Arguments], request.Environment, WallClockNs(), request.ShowResult, request.ShowTables, request.IsLast);
         _state = State.Running;
         // Not waited for: a guest that does not take the code is interrupted like one that does not end it.
         var sending = _channel.WriteAsync(exec, source, CancellationToken.None);
@@ -207,7 +208,7 @@ internal sealed class GuestSession(IGuestTransport transport) : IDisposable
         finally
         {
             received = Stopwatch.GetTimestamp();
-            _state = result is null ? State.Broken : State.Greeted;
+            _state = result is null ? State.Broken : request.IsLast ? State.Ended : State.Greeted;
 #pragma warning disable VSTHRD103 // What it calls is short, and this session's own; CancelAsync would begin a thread for it.
             ended.Cancel();
 #pragma warning restore VSTHRD103

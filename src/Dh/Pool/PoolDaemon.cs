@@ -16,11 +16,13 @@ public sealed class PoolDaemon : IAsyncDisposable
 {
     private const int Backlog = 512;
     private const int MaxConnections = 1024;
+    private const int MaxLeaveWaits = 10;
     private static readonly TimeSpan RequestLimit = TimeSpan.FromSeconds(5);
     private static readonly TimeSpan MaintenanceInterval = TimeSpan.FromSeconds(2);
     private static readonly TimeSpan EndLimit = TimeSpan.FromSeconds(10);
     private static readonly TimeSpan QueuedInterval = PoolConnection.AnswerLimit / 4;
     private static readonly TimeSpan LongRun = TimeSpan.FromSeconds(1);
+    private static readonly TimeSpan LeaveInterval = TimeSpan.FromMilliseconds(1);
 
     private readonly PoolOptions _options;
     private readonly SnapshotStore _store;
@@ -394,6 +396,7 @@ public sealed class PoolDaemon : IAsyncDisposable
         _pool.Waited(Stopwatch.GetElapsedTime(accepted));
         machine.Prefer();
         _log.Write(PoolEvent.HandedOut, $"sandbox={slot.Number} vmm={sandbox.VmmProcessId}");
+        using var process = UnixSockets.OpenPeer(client.SafeHandle);
         var ended = Task.WhenAny(clientGone, sandbox.VmmExited);
         if (await Task.WhenAny(ended, Task.Delay(LongRun)).ConfigureAwait(false) != ended)
         {
@@ -406,6 +409,14 @@ public sealed class PoolDaemon : IAsyncDisposable
             var exit = await sandbox.VmmExited.ConfigureAwait(false);
             string how = _stop.IsCancellationRequested ? "the pool was stopped" : exit.ToString();
             Send(client, new PoolAnswer { Type = PoolAnswer.Ended, Message = how, LastWords = Tail(sandbox.LastWords) });
+        }
+        else
+        {
+            // Most clients end with their run, and somebody waits for that: before a machine is ended, and another begun, which takes the processors.
+            for (int i = 0; i < MaxLeaveWaits && !process.WaitForExit(TimeSpan.Zero); i++)
+            {
+                await Task.Delay(LeaveInterval).ConfigureAwait(false);
+            }
         }
     }
 

@@ -22,7 +22,6 @@ public sealed class PooledSandbox : ISandbox
     private readonly PoolConnection _connection;
     private readonly SafeFileHandle _guest;
     private readonly GuestSession _session;
-    private bool _leaveTeardown;
 
     private PooledSandbox(PoolConnection connection, SafeFileHandle guest, long lastRequest)
     {
@@ -121,11 +120,6 @@ public sealed class PooledSandbox : ISandbox
     /// <inheritdoc/>
     public ValueTask DisposeAsync()
     {
-        if (_leaveTeardown)
-        {
-            return ValueTask.CompletedTask;
-        }
-
         _session.Dispose();
         _guest.Dispose();
         _connection.Dispose();
@@ -149,10 +143,4 @@ public sealed class PooledSandbox : ISandbox
             };
         }
     }
-
-    /// <summary>
-    /// Leaves the machine to this process's end when this is disposed: for a program that is about to exit. The daemon would end the machine, and
-    /// begin another, while the program still needs a processor.
-    /// </summary>
-    public void LeaveTeardown() => _leaveTeardown = true;
 }

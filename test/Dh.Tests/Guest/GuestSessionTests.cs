@@ -121,6 +121,17 @@ public sealed class GuestSessionTests : IDisposable
     }
 
     [Fact(Timeout = TestLimitMs)]
+    public async Task Nothing_is_asked_of_a_guest_after_its_last_run()
+    {
+        await GreetAsync();
+        await _guest.SayFrameAsync(FakeGuest.Result());
+        Assert.Equal(0, (await _session.ExecuteAsync(new ExecutionRequest { Source = "code", IsLast = true }, new CapturedText(), Cancellation)).ExitCode);
+        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.ExecuteAsync(new ExecutionRequest { Source = "code" }, new CapturedText(), Cancellation));
+        await Assert.ThrowsAsync<InvalidOperationException>(() => _session.CorrectClockAsync(AnswerLimit, Cancellation));
+        Assert.Throws<InvalidOperationException>(() => _session.HandOver());
+    }
+
+    [Fact(Timeout = TestLimitMs)]
     public async Task A_guest_that_speaks_without_being_asked_is_not_handed_over()
     {
         var greeting = _session.GreetAsync(AnswerLimit, Cancellation);
