@@ -107,8 +107,8 @@ public sealed class Sandbox : ISandbox
                     Policy = policy switch { MemoryPolicy.Eager => PopulationPolicy.Eager, MemoryPolicy.Prefetch => PopulationPolicy.Prefetch, _ => PopulationPolicy.Lazy },
                     Fill = options.Fill,
                     Record = options.Record,
-                    // The VMM's limit comes first: its message says which step did not end.
-                    HandshakeTimeLimit = TimeSpan.FromTicks(Math.Min((options.RestoreTimeLimit + EndTimeLimit).Ticks, TimeSpan.TicksPerHour)),
+                    // The VMM's limit comes first, and its explanation after one more: its message says which step did not end.
+                    HandshakeTimeLimit = TimeSpan.FromTicks(Math.Min((options.RestoreTimeLimit + (2 * EndTimeLimit)).Ticks, TimeSpan.TicksPerHour)),
                     Failed = _ => vmm.Kill(),
                 });
             }
