@@ -34,7 +34,7 @@ RESTORE = "/usr/lib/dh/restore.py"
 RUN_CGROUP = "/sys/fs/cgroup/run/cgroup.procs"
 EXIT_FLUSH_FAILED = 120  # as python itself ends when its standard output cannot be flushed
 
-_cpus = os.sched_getaffinity(0)
+_cpus = os.sched_getaffinity(0)  # where code may run
 _libc = ctypes.PyDLL(None)  # holds on to the interpreter's lock: other threads do not come in between
 _stdout = sys.stdout
 _restore_hook = None

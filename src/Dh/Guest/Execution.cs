@@ -40,7 +40,10 @@ public sealed record ExecutionRequest
     /// <summary>Whether the tables that the code assigns are wanted: looking at them takes the guest some time. Default: yes.</summary>
     public bool ShowTables { get; init; } = true;
 
-    /// <summary>Whether nothing runs in the sandbox after it: the guest then does not get ready for another run, which takes a processor for some milliseconds. Default: no.</summary>
+    /// <summary>
+    /// Whether nothing runs in the sandbox after it, and the sandbox is disposed: the guest then does not get ready for another run, which takes a processor for some milliseconds,
+    /// and refuses one; what the code leaves behind ends with the machine. Default: no.
+    /// </summary>
     public bool IsLast { get; init; }
 
     /// <summary>Standard input, read only when code in the guest waits for it; null for an empty one.</summary>

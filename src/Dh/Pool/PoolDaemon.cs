@@ -379,6 +379,7 @@ public sealed class PoolDaemon : IAsyncDisposable
             return;
         }
 
+        using var process = UnixSockets.OpenPeer(client.SafeHandle); // before the client has anything: what fails now costs it nothing
         var (channel, lastRequest) = machine.HandOver();
         var answer = new PoolAnswer
         {
@@ -396,7 +397,6 @@ public sealed class PoolDaemon : IAsyncDisposable
         _pool.Waited(Stopwatch.GetElapsedTime(accepted));
         machine.Prefer();
         _log.Write(PoolEvent.HandedOut, $"sandbox={slot.Number} vmm={sandbox.VmmProcessId}");
-        using var process = UnixSockets.OpenPeer(client.SafeHandle);
         var ended = Task.WhenAny(clientGone, sandbox.VmmExited);
         if (await Task.WhenAny(ended, Task.Delay(LongRun)).ConfigureAwait(false) != ended)
         {
