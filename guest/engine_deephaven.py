@@ -40,7 +40,7 @@ PREVIEW_ROWS = 10
 MAX_TABLES = 100
 WARM_UP_ROUNDS = 25
 MAX_PREVIEW = 16_384  # characters
-REHEARSALS = 140  # the JVM compiles a method that it interprets with its 128th call, at the latest
+REHEARSALS = 140  # with the template's 1600 calls until a method is compiled: what a run calls 12 times or more
 TABLE_CODE = b"from deephaven import empty_table\nt = empty_table(5).update(['x = i'])\nprint(t.to_string())\nt"
 SETTLING_ROUNDS = 3  # Python's object, the JVM's, and what that has held
 HURRIED_CYCLE_MS, HURRY_TIME = 10, 5  # of the update graph, and seconds: some hundred cycles
@@ -79,7 +79,7 @@ class Engine:
         exec(code, namespace)
         self._restore_hook = RestoreHook(RESTORE, namespace)
         sys.stdout.flush()
-        # Until the JVM has compiled what shows a table.
+        # A table that ticks is shown another way than those of the warm-up.
         ticking = self._names["time_table"]("PT1S")
         for _ in range(WARM_UP_ROUNDS):
             describe("x", ticking)
@@ -107,9 +107,9 @@ class Engine:
                 last, quiet_since = total, time.monotonic()
 
     def _hurry_updates(self):
-        """Has the update graph go round some hundred times, which it does once in a second. What it calls each time, the JVM
-        would compile after two minutes otherwise, and in each restored machine if the snapshot was taken just before: that
-        takes an emulated one 0.3 s of a processor, and 30 MiB."""
+        """Has the update graph go round some hundred times, which it does once in a second. What it calls most, the JVM would
+        compile after some minutes otherwise, and in each restored machine if the snapshot was taken just before: that takes
+        an emulated one 0.3 s of a processor, and 30 MiB."""
         try:
             graph = self._jpy.cast(
                 self._deephaven.execution_context.get_exec_ctx().update_graph.j_update_graph,
@@ -123,8 +123,8 @@ class Engine:
         graph.resetTargetCycleDuration()
 
     def _rehearse(self):
-        """Goes through whole runs, until the JVM has compiled all that a run calls. In a run, the compiler of an emulated machine
-        would take a processor for longer than the code does."""
+        """Goes through whole runs, until the JVM has compiled what a run calls often. In a run, the compiler of an emulated
+        machine would take a processor for longer than the code does; what a run calls a few times, it is to interpret."""
         with Rehearsal() as rehearsal:
             for _ in range(REHEARSALS):
                 rehearsal.run(TABLE_CODE, self._repr, self._tables)
