@@ -78,6 +78,15 @@ public sealed class MemoryMapping : IDisposable
     }
 
     /// <summary>
+    /// Takes the pages of a mapped file out of the page tables, in which each would have to be found again when the mapping or the process ends; a
+    /// touch maps a page again (MADV_DONTNEED). An aid only.
+    /// </summary>
+    /// <exception cref="InvalidOperationException">This is a buffer.</exception>
+    public void Depopulate() => _ = _isBuffer
+        ? throw new InvalidOperationException("The pages of a buffer are its contents.")
+        : Libc.Madvise((nint)Address, (nuint)Length, MADV_DONTNEED);
+
+    /// <summary>
     /// Has the kernel read a range of some mapping into the page cache, in one go and no more than that (MADV_WILLNEED): the read-around of a
     /// page fault may be megabytes. An aid only; costs nothing where there is no file behind the address, little where all is in the cache.
     /// </summary>

@@ -23,6 +23,11 @@ public interface IMemorySource : IDisposable
     /// <summary>Brings what will be needed first near, piece by piece, until all is there or <paramref name="enough"/> says to stop. An aid only.</summary>
     /// <param name="enough">Asked before every piece.</param>
     void ReadAhead(Func<bool> enough);
+
+    /// <summary>Called when the working set is placed: what is kept near for it may go. It stays readable. An aid only.</summary>
+    void EndPopulation()
+    {
+    }
 }
 
 /// <summary>One thread's way to the contents of guest memory.</summary>

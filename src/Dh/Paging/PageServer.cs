@@ -264,7 +264,11 @@ public sealed class PageServer : IAsyncDisposable
 
         _loop = new FaultLoop(_memory, _source, _connection, _stop, _options);
         string? warning = Populate(_memory, _loop, workers, foreseen.Fits(regions) ? foreseen.PiecesAt(regions) : PopulationPlan.Of(regions, PlacedExtents));
-        if (_options.Policy == PopulationPolicy.Eager && !_loop.Release())
+        if (_options.Policy != PopulationPolicy.Eager)
+        {
+            _options.Hold?.Invoke(uffd.Handle);
+        }
+        else if (!_loop.Release())
         {
             throw VmmWentAway();
         }
@@ -281,6 +285,7 @@ public sealed class PageServer : IAsyncDisposable
         {
             Warning = warning,
         });
+        _source.EndPopulation();
         return _options.Policy == PopulationPolicy.Eager ? PageServerEnd.Released : ServeOnDemand(_memory, _loop);
     }
 

@@ -1,4 +1,5 @@
 using System.Numerics;
+using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Paging;
 
@@ -69,4 +70,11 @@ public sealed record PageServerOptions
     /// the VMM when <see cref="PageServer.WaitPopulatedAsync"/> or <see cref="PageServer.Completion"/> fails.
     /// </summary>
     public Action<PageServerException>? Failed { get; init; }
+
+    /// <summary>
+    /// Called once, on the server's thread, with the userfaultfd of a guest that will need it, before that may run: what keeps a duplicate open
+    /// until the guest is gone saves this process from taking the guest's memory apart, and the guest from missing pages that read as zeros,
+    /// when this process ends first. Not called with <see cref="PopulationPolicy.Eager"/>. Default: nobody is called.
+    /// </summary>
+    public Action<SafeFileHandle>? Hold { get; init; }
 }

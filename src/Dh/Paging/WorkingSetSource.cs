@@ -137,6 +137,9 @@ public sealed class WorkingSetSource : IMemorySource
         _memory.Dispose();
     }
 
+    /// <inheritdoc/>
+    public void EndPopulation() => _mapping?.Depopulate();
+
     /// <summary>Which parts of runs hold no data.</summary>
     /// <param name="runs">The runs, in order.</param>
     /// <param name="dataExtents">What holds data, in order.</param>

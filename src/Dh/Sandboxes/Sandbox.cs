@@ -110,6 +110,7 @@ public sealed class Sandbox : ISandbox
                     // The VMM's limit comes first, and its explanation after one more: its message says which step did not end.
                     HandshakeTimeLimit = TimeSpan.FromTicks(Math.Min((options.RestoreTimeLimit + (2 * EndTimeLimit)).Ticks, TimeSpan.TicksPerHour)),
                     Failed = _ => vmm.Kill(),
+                    Hold = vmm.Hold,
                 });
             }
 

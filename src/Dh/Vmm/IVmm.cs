@@ -1,6 +1,7 @@
 using System.Net.Sockets;
 using Dh.Linux;
 using Dh.Paging;
+using Microsoft.Win32.SafeHandles;
 
 namespace Dh.Vmm;
 
@@ -129,6 +130,14 @@ internal interface IVmm : IAsyncDisposable
 
     /// <summary>Kills the process at once, without waiting for its end. May be called at any time, from any thread, more than once.</summary>
     void Kill();
+
+    /// <summary>
+    /// Has the launcher keep a descriptor open until the process is reaped: a userfaultfd that closes sooner, because this process ends first, takes
+    /// pages from a guest that still runs, and whoever closes it last while the process ends takes all its memory apart.
+    /// </summary>
+    /// <param name="descriptor">The descriptor, which stays open here, too.</param>
+    /// <exception cref="LinuxException">The launcher did not take it.</exception>
+    void Hold(SafeFileHandle descriptor);
 
     /// <summary>The last lines of the process's own output and of the guest's console, for an error message; empty when there are none.</summary>
     string LastWords();

@@ -131,6 +131,21 @@ internal sealed class VmmProcess : IAsyncDisposable
         }
     }
 
+    /// <summary>Has the launcher keep a descriptor open until it has reaped the VMM.</summary>
+    /// <param name="descriptor">The descriptor, which stays open here, too.</param>
+    /// <exception cref="LinuxException">The launcher did not take it.</exception>
+    public void Hold(SafeFileHandle descriptor)
+    {
+        try
+        {
+            FdPassing.Send(_control.SafeHandle, "hold"u8, descriptor);
+        }
+        catch (Exception e) when (e is ObjectDisposedException or LinuxException { Errno: Errno.EPIPE or Errno.ECONNRESET })
+        {
+            // Disposed, or without its launcher: the VMM ends.
+        }
+    }
+
     /// <summary>The last lines that the VMM has printed, without control characters; empty when there are none.</summary>
     /// <param name="count">How many.</param>
     public string LastLogLines(int count)

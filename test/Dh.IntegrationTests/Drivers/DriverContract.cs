@@ -230,6 +230,20 @@ public abstract class DriverContract
         }
     }
 
+    [Theory(Timeout = 120_000)]
+    [InlineData(MemoryPolicy.Prefetch)]
+    [InlineData(MemoryPolicy.Lazy)]
+    public async Task The_launcher_keeps_the_userfaultfd_as_long_as_the_guest(MemoryPolicy policy)
+    {
+        await using var sandbox = await Sandbox.RestoreAsync(Prepared, Options(policy), Cancellation);
+        string[] status = await File.ReadAllLinesAsync($"/proc/{sandbox.VmmProcessId}/status", Cancellation);
+        string parent = status.Single(line => line.StartsWith("PPid:", StringComparison.Ordinal))["PPid:".Length..].Trim();
+        while (!new DirectoryInfo($"/proc/{parent}/fd").EnumerateFiles().Any(file => file.LinkTarget == "anon_inode:[userfaultfd]"))
+        {
+            await Task.Delay(10, Cancellation);
+        }
+    }
+
     private Task AssertNothingLeftAsync(string after) => OwnHome.AssertNothingLeftAsync(Dh, after);
 
     private SandboxOptions Options(MemoryPolicy? policy = null, TimeSpan? timeLimit = null) =>

@@ -172,8 +172,12 @@ public sealed class FileTests : IDisposable
         using var file = File.OpenHandle(_directory.Write("file", new string('x', 8192)));
         var mapping = MemoryMapping.OfFile(file, 8192);
         Assert.True(mapping.TryPopulate(4096, 4096));
+        mapping.Depopulate();
         Assert.Throws<ArgumentOutOfRangeException>(() => mapping.TryPopulate(4096, 8192));
         Assert.Throws<ArgumentOutOfRangeException>(() => MemoryMapping.OfFile(file, 0));
+
+        using var buffer = MemoryMapping.Buffer(4096);
+        Assert.Throws<InvalidOperationException>(buffer.Depopulate);
 
         mapping.Dispose();
         mapping.Dispose();

@@ -264,6 +264,9 @@ internal sealed class FirecrackerVmm : IVmm
     public void Kill() => _process.Kill();
 
     /// <inheritdoc/>
+    public void Hold(SafeFileHandle descriptor) => _process.Hold(descriptor);
+
+    /// <inheritdoc/>
     public void LeaveTeardown() => _process.LeaveTeardown();
 
     /// <inheritdoc/>
