@@ -24,7 +24,7 @@ internal static partial class ExecBenchmark
     private const int Rounds = 21;
     private const double MinimalSpeedup = 25;
     private const double MaximalOutsideMs = 15;
-    private const double MaximalEndMs = 5;
+    internal const double MaximalEndMs = 5;
     private const double MaximalVersionMs = 5;
     private const double MaximalAnonymousMib = 30;
     private static readonly TimeSpan Limit = TimeSpan.FromSeconds(60);
@@ -140,7 +140,7 @@ internal static partial class ExecBenchmark
         return double.Parse(line.Split(' ', StringSplitOptions.RemoveEmptyEntries)[1], CultureInfo.InvariantCulture) / 1024;
     }
 
-    private static Dictionary<string, long> Marks(string output) => MarkPattern().Matches(output)
+    internal static Dictionary<string, long> Marks(string output) => MarkPattern().Matches(output)
         .ToDictionary(match => match.Groups[1].Value, match => long.Parse(match.Groups[2].Value, CultureInfo.InvariantCulture) / (1_000_000_000 / Stopwatch.Frequency));
 
     internal static double Milliseconds(long from, long to) => Stopwatch.GetElapsedTime(from, to).TotalMilliseconds;
